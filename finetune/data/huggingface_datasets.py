@@ -19,7 +19,7 @@ from finetune.data.depth_range import with_ranges
 from finetune.data.groups import groups_of_cells
 from finetune.data.image_file import MAX_PIXELS, UnreadableImage, read_image_file
 from finetune.data.index import SPLITS, Index
-from finetune.data.label_cells import LabelColumn, hidden_labels
+from finetune.data.label_cells import LabelColumn, hidden_labels, is_missing
 from finetune.data.listing import UNASSIGNED, Listing, Use, check_classes, without_rows
 from finetune.data.path_table import path_table
 from finetune.data.scan import Facts, facts_of_bytes, scan_by
@@ -122,7 +122,7 @@ def huggingface_source(
         groups=None
         if group_column is None
         else groups_of_cells(
-            (cell for table in tables for cell in table[group_column]),
+            ("" if is_missing(cell) else cell for table in tables for cell in table[group_column]),
             setting=f"data.group_column={group_column!r}",
         ),
         problems=hidden_labels(hidden, splits),

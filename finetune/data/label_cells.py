@@ -116,6 +116,12 @@ class LabelColumn:
             self.first_row.append(row)
         return number
 
+    def without_missing(self, codes: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Return the codes with -1 for rows without a label, if each row has one label; several may be none."""
+        if self.separator is not None or "" not in self.names:
+            return codes
+        return np.where(codes == self.names[""], np.int32(_NO_LABEL), codes)
+
     def hidden(self, codes: npt.NDArray[np.int32], splits: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
         """Return which rows belong to a hidden test split: all labels of the split are missing or -1.
 

@@ -162,6 +162,8 @@ class _ManifestReader:
             self.hashes.append(
                 hash(path) >> 32
             )  # 32 bits suffice to find candidates, whose whole paths are then compared
+            if number >= 0 and _no_numbered_label(cells[label], cells[number]):
+                cells = (*cells[:label], "", *cells[label + 1 :])
             if label >= 0:
                 self.codes.append(self.labels.code(cells[label], row))
             for column, name, at in zip(self.flags, self.label_columns, flagged, strict=True):
@@ -174,7 +176,7 @@ class _ManifestReader:
                 )
                 self.split_codes.append(self.splits.setdefault(cell, len(self.splits)))
             if group >= 0:
-                cell = "" if cells[group] is None else str(cells[group])
+                cell = "" if is_missing(cells[group]) else str(cells[group])
                 self.groups.append(self.group_names.setdefault(cell, cell))
             if number >= 0:
                 self.numbers.setdefault(str(cells[label]), str(cells[number]))
@@ -189,7 +191,9 @@ class _ManifestReader:
         if not len(paths):
             raise UserError(f"{self.where}: no images found. The table has no rows.")
         splits = self._splits(len(paths))
-        codes = np.frombuffer(self.codes, np.int32)
+        if any(SEPARATOR in number for number in self.numbers.values()):
+            self.labels.separator = self.labels.separator or SEPARATOR
+        codes = self.labels.without_missing(np.frombuffer(self.codes, np.int32))
         hidden = np.zeros(len(paths), np.bool_) if self.label_columns else self.labels.hidden(codes, splits)
         targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8]
         if self.label_columns:
@@ -255,8 +259,6 @@ class _ManifestReader:
                 f"{self.where}: no labels found. All of column {self.labels.column!r} is empty. Give the column of the labels "
                 "as data.label_column=NAME."
             )
-        if self.numbers and any(SEPARATOR in number or not number for number in self.numbers.values()):
-            self.labels.separator = self.labels.separator or SEPARATOR
         if hidden.any():
             # these rows are dropped later; until then their code must be that of a class
             codes = np.where(hidden, codes[~hidden][0], codes)
@@ -381,6 +383,12 @@ def _label(index: Index, row: int) -> str:
             f"data.label_columns: class names must not contain {SEPARATOR!r}. Found {shortened(names)}. Rename the columns."
         )
     return SEPARATOR.join(names)
+
+
+def _no_numbered_label(label: Any, number: Any) -> bool:
+    """Tell whether a label is missing; one that is spelt like a missing value, such as NA, is a class if a run numbered it."""
+    numbered = isinstance(label, str) and label != "" and (str(number).isdigit() or SEPARATOR in str(number))
+    return is_missing(label) and not numbered
 
 
 def _flag(cell: Any, name: str, row: int, where: str) -> int:

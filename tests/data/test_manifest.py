@@ -136,6 +136,38 @@ def test_the_splits_of_a_run_can_be_given_back_as_a_manifest(tmp_path):
     assert again.content.tolist() == index.content.tolist()
 
 
+def test_a_missing_cell_of_the_group_column_makes_no_group(tmp_path):
+    cells = ["p1", "NA", "nan", "p1", "NULL", " None ", ""]
+    rows = [(f"{number}.png", "ab"[number % 2], cell) for number, cell in enumerate(cells)]
+    table = write_table(tmp_path / "t.csv", rows, ("path", "label", "patient"))
+    groups = read_manifest(table, columns=ManifestColumns(group_column="patient")).groups
+    assert groups.names == ("p1",)
+    assert groups.numbers.tolist() == [0, -1, -1, 0, -1, -1, -1]
+
+
+@pytest.mark.parametrize("missing", [("", ""), ("NA", ""), ("", "2"), ("NaN", "-1")])
+def test_a_missing_label_is_none_in_a_user_s_table_with_a_column_class_index_too(tmp_path, missing):
+    rows = [("1.png", "cat", "train", "1"), ("2.png", "dog", "train", "0"), ("3.png", missing[0], "train", missing[1])]
+    header = ("path", "label", "split", "class_index")
+    with pytest.raises(UserError, match=r"column 'label' must not be empty\. It is in row 3\."):
+        read_manifest(write_table(tmp_path / "t.csv", rows, header))
+    # a split without any label is a hidden one
+    rows[2] = ("3.png", missing[0], "test", missing[1])
+    listing = read_manifest(write_table(tmp_path / "t.csv", rows, header))
+    assert (listing.classes, listing.targets.tolist()) == (("dog", "cat"), [1, 0])
+    # the index may be missing where the label is not
+    rows[2] = ("3.png", "cat", "train", "")
+    listing = read_manifest(write_table(tmp_path / "t.csv", rows, header))
+    assert (listing.classes, listing.targets.tolist()) == (("dog", "cat"), [1, 0, 1])
+
+
+def test_a_missing_label_of_a_parquet_table_with_a_column_class_index_is_none(tmp_path):
+    columns = {"path": ["1.png", "2.png", "3.png"], "label": ["cat", "dog", None], "class_index": [1, 0, None]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"column 'label' must not be empty\. It is in row 3\."):
+        read_manifest(str(tmp_path / "t.parquet"))
+
+
 def test_several_labels_survive_the_way_through_a_split_table(tmp_path):
     for number in range(12):
         write_image(tmp_path / f"{number}.png", number)
