@@ -32,10 +32,11 @@ def open_dicom(data: bytes | bytearray, *, path: str) -> ArrayImage:
     if "PixelData" not in dataset or "Rows" not in dataset:
         raise UnreadableImage(path, "It is a DICOM file without a picture.")
     number, shown = int(dataset.SamplesPerPixel), str(dataset.PhotometricInterpretation)
+    shallow = _has_window(dataset) or int(dataset.BitsStored) <= 8
     return ArrayImage(
         width=int(dataset.Columns),
         height=int(dataset.Rows),
-        mode="RGB" if number == 3 or shown == "PALETTE COLOR" else "L" if _windowed(dataset) else "I;16",
+        mode="RGB" if number == 3 or shown == "PALETTE COLOR" else "L" if shallow else "I;16",
         format="DICOM",
         load=lambda: _samples(dataset, number, shown),
         channels=3 if shown == "PALETTE COLOR" else number,
@@ -43,8 +44,15 @@ def open_dicom(data: bytes | bytearray, *, path: str) -> ArrayImage:
     )
 
 
-def _windowed(dataset: Any) -> bool:
-    return "WindowWidth" in dataset or "VOILUTSequence" in dataset or int(dataset.BitsStored) <= 8
+def _has_table(dataset: Any) -> bool:
+    """Tell whether pydicom applies a table of the file; one whose elements are there without values is none."""
+    table = (dataset.get("VOILUTSequence") or [{}])[0]
+    return None not in (table.get("LUTDescriptor"), table.get("LUTData"))
+
+
+def _has_window(dataset: Any) -> bool:
+    """Tell whether pydicom applies a table or a window of the file."""
+    return _has_table(dataset) or None not in (dataset.get("WindowCenter"), dataset.get("WindowWidth"))
 
 
 def _samples(dataset: Any, number: int, shown: str) -> Samples:
@@ -59,7 +67,7 @@ def _samples(dataset: Any, number: int, shown: str) -> Samples:
     if number == 3:
         return Samples(values_HWS=values, space="rgb", bits=bits)
     numbers = apply_modality_lut(values, dataset)
-    if "WindowWidth" in dataset or "VOILUTSequence" in dataset:
+    if _has_window(dataset):
         numbers, bits = _window(np.asarray(apply_voi_lut(numbers, dataset, index=0), np.float64), dataset), 8
     elif numbers.dtype.kind == "f" and (numbers == np.rint(numbers)).all():
         numbers = numbers.astype(np.int32)  # a rescale slope of 1 has turned whole numbers into floating point
@@ -74,15 +82,15 @@ def _samples(dataset: Any, number: int, shown: str) -> Samples:
 
 def _window(numbers: npt.NDArray[np.float64], dataset: Any) -> npt.NDArray[np.uint8]:
     """Scale the output of a window, which spans the range of the stored or rescaled values, to 0..255."""
-    if "VOILUTSequence" in dataset:
+    if _has_table(dataset):
         table = dataset.VOILUTSequence[0].LUTDescriptor
         low, high = 0.0, 2.0 ** int(table[2]) - 1
     else:
         signed, bits = int(dataset.PixelRepresentation) == 1, int(dataset.BitsStored)
         low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
-        if "ModalityLUTSequence" in dataset:
+        if dataset.get("ModalityLUTSequence"):
             low, high = 0.0, 2.0 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
-        elif "RescaleSlope" in dataset and "RescaleIntercept" in dataset:
+        elif None not in (dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")):
             slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
             low, high = low * slope + intercept, high * slope + intercept
     return np.floor(((numbers - low) * (255 / (high - low))).clip(0, 255) + 0.5).astype(np.uint8)

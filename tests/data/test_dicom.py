@@ -8,6 +8,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from finetune.data.decode import DecodeOptions, decode_bytes
+from finetune.data.dicom import open_dicom
 from finetune.data.image_file import UnreadableImage
 from tests.data.odd_images import grey_picture, picture
 
@@ -56,6 +57,30 @@ def test_a_window_is_applied_to_rescaled_numbers():
     # DICOM PS3.3 C.11.2.1.2.1
     expected = ((hounsfield - (40 - 0.5)) / (400 - 1) + 0.5).clip(0, 1) * 255
     assert np.abs(shown(data) - expected).max() <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {"WindowCenter": None, "WindowWidth": None},
+        {"WindowWidth": 400},
+        {"VOILUTSequence": pydicom.Sequence()},
+        {"ModalityLUTSequence": pydicom.Sequence()},
+        {"VOILUTSequence": pydicom.Sequence([pydicom.Dataset()])},
+    ],
+    ids=["values", "no centre", "no table", "no modality table", "a table without values"],
+)
+def test_a_window_without_values_is_none(empty):
+    twelve = grey_picture().astype(np.uint16) * 16
+    assert open_dicom(dicom(twelve, bits=12, **empty), path="x.dcm").mode == "I;16"
+    assert np.array_equal(shown(dicom(twelve, bits=12, **empty)), shown(dicom(twelve, bits=12)))
+
+
+def test_a_window_is_applied_beside_tables_without_values():
+    twelve = grey_picture().astype(np.uint16) * 16
+    window = {"WindowCenter": 1000, "WindowWidth": 800}
+    tables = {"VOILUTSequence": pydicom.Sequence(), "ModalityLUTSequence": pydicom.Sequence()}
+    assert np.array_equal(shown(dicom(twelve, bits=12, **window, **tables)), shown(dicom(twelve, bits=12, **window)))
 
 
 def test_colour_and_the_first_of_several_frames():
