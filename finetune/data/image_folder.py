@@ -237,7 +237,8 @@ class _FolderReader:
         Raises:
             UserError: Both are possible, or all folders are splits and hold no classes to train on.
         """
-        with_classes = {name for name in splits if self._first_look(name)[1]}
+        # their folders decide: an image that strayed into a split makes no class of it
+        with_classes = {name for name in splits if self._folders_in(name)}
         trains = [name for name, split in splits.items() if split == "train"]
         beside = [name for name in names if name not in splits]
         if with_classes & set(trains):
@@ -305,7 +306,7 @@ class _FolderReader:
             inside[0].casefold() == os.path.basename(folder).casefold() or says_nothing(inside[0])
         ):
             below = os.path.join(folder, inside[0])
-            if self._first_look(below)[0]:
+            if not self._folders_in(below):
                 break
             folder, inside = below, self._subfolders(below)
         return folder, inside
@@ -313,9 +314,13 @@ class _FolderReader:
     def _splits_below_classes(self, looks: dict[str, tuple[bool, list[str]]]) -> list[_ClassFolder]:
         """Return the class folders of ``<class>/<split>/*``, train first; none if the folders are not laid out so."""
         class_folders = []
-        for name, (holds_images, inside) in looks.items():
+        # a folder of images is read to its end only beside one that speaks for this layout
+        if not any(inside and len(split_names(inside)) == len(inside) for _, inside in looks.values()):
+            return []
+        for name in looks:
+            inside = self._folders_in(name)
             splits = split_names(inside)
-            if holds_images or not inside or len(splits) < len(inside):
+            if not inside or len(splits) < len(inside):
                 return []
             if len(set(splits.values())) < len(splits):
                 return []
@@ -326,6 +331,8 @@ class _FolderReader:
                 class_folders.append(_ClassFolder(path, _class_name(name), SPLITS.index(split)))
         if len(looks) < 2 or not any(one.split == SPLITS.index("train") for one in class_folders):
             return []
+        for name in looks:
+            self._subfolders(name)  # counts what lies beside the splits
         self._note(
             "splits below classes",
             "each class folder holds its own split folders, which are used",
@@ -443,8 +450,15 @@ class _FolderReader:
     def _first_look(self, folder: str) -> tuple[bool, list[str]]:
         try:
             return first_look(os.path.join(self.top, folder))
-        except OSError:  # _names reports it when the folder is listed
+        except OSError:  # _contents reports it when the folder is listed
             return False, []
+
+    def _folders_in(self, folder: str) -> list[str]:
+        """Return the names of the folders in a folder, whether or not it holds images too."""
+        try:
+            return read_folder(os.path.join(self.top, folder)).folders
+        except OSError:  # _contents reports it when the folder is listed
+            return []
 
     def _subfolders(self, folder: str) -> list[str]:
         """Return the names of the folders in ``folder`` that can be classes or splits; count its loose files."""

@@ -95,6 +95,19 @@ READ = {
         "train/a*1 train/b*1 test/a*1 train_masks*9 test_masks*9",
         {"train a": 1, "train b": 1, "test a": 1},
     ),
+    "a stray image in train": ("train/x.jpg train/a*1 train/b*1 val/a*1", {"train a": 1, "train b": 1, "val a": 1}),
+    "stray images in all splits": (
+        "train/x.jpg train/a*1 train/b*1 test/y.jpg test/a*1",
+        {"train a": 1, "train b": 1, "test a": 1},
+    ),
+    "a stray image beside the classes of a split twice": (
+        "train/train/x.jpg train/train/a*1 train/train/b*2 test/images/y.jpg test/images/a*1",
+        {"train a": 1, "train b": 2, "test a": 1},
+    ),
+    "a stray image beside the splits of a class": (
+        "cat/x.jpg cat/train*2 cat/test*1 dog/train*1 dog/test*1",
+        {"train cat": 2, "test cat": 1, "train dog": 1, "test dog": 1},
+    ),
     "a folder of texts beside train": ("train/a*1 train/b*1 docs/x.txt", {"train a": 1, "train b": 1}),
     "system folders": ("a*1 b*1 a/@eaDir*1 __MACOSX/a*1 .git*1 lost+found/ b/.ipynb_checkpoints*2", {"a": 1, "b": 1}),
     "a linked class": ("a*1 .store/b*2 b->.store/b", {"a": 1, "b": 2}),
@@ -130,6 +143,7 @@ REFUSED = {
         "two ways.*data.layout=classes.*data.layout=splits",
     ),
     "deep classes beside a train folder": ("train/steam*1 train/diesel*1 car/vw*1", "two ways"),
+    "a class train with folders beside others": ("train*1 train/may*2 plane*1", "two ways.*data.layout=classes"),
     "a folder above": ("archive/cat*1 archive/dog*1", "data.root=.*/archive"),
     "a folder above the splits": ("data/train/a*1 data/train/b*1 data/test/a*1", "data.root=.*/data"),
     "splits that hold images": ("train*3 val*2", "train/ holds no class folder.*data.layout=classes"),
