@@ -23,6 +23,8 @@ _TRIES = 8
 def build_augment_lists(config: Config, *, spec: "InputSpec", trusted: bool) -> "dict[str, AugmentList]":
     """Build every list of operations that a configuration names, by the text that names it in phases and plans.
 
+    Presets are checked too, so that one that does not take the run's pictures is refused before the first phase.
+
     Args:
         config: Checked configuration.
         spec: Input of the network, on which each operation is tried.
@@ -30,10 +32,12 @@ def build_augment_lists(config: Config, *, spec: "InputSpec", trusted: bool) -> 
             built.
 
     Raises:
-        UserError: An operation cannot be built, or does not take the run's pictures.
+        UserError: An operation cannot be built, or one or a preset does not take the run's pictures.
     """
-    from finetune.data.transforms import AugmentList
+    from finetune.data.transforms import AugmentList, check_augment_channels
 
+    for setting, settings in _augments(config).items():
+        check_augment_channels(settings.base, channels=spec.channels, setting=setting)
     return {
         settings.text: AugmentList(
             base=settings.base, operations=_operations(settings, setting=setting, spec=spec, trusted=trusted)
@@ -44,10 +48,13 @@ def build_augment_lists(config: Config, *, spec: "InputSpec", trusted: bool) -> 
 
 def named_lists(config: Config) -> dict[str, AugmentSettings]:
     """Return the lists of operations of a configuration by the setting that names each."""
+    return {key: settings for key, settings in _augments(config).items() if settings.nodes}
+
+
+def _augments(config: Config) -> dict[str, AugmentSettings]:
     values = {"data.augment": config.data.augment, "schedule.augment": config.schedule.augment}
     values |= {f"schedule.phases[{n}].augment": phase.augment for n, phase in enumerate(config.schedule.phases)}
-    read = {key: augment_settings(value, setting=key) for key, value in values.items() if value is not None}
-    return {key: settings for key, settings in read.items() if settings.nodes}
+    return {key: augment_settings(value, setting=key) for key, value in values.items() if value is not None}
 
 
 def _operations(

@@ -66,6 +66,9 @@ _CROPS = {
     "rand_augment": _Crop(area=0.25, ratio=3 / 4, mirror=0.5),
 }
 
+# presets that add operations of torchvision, and the names of these
+_OPERATIONS = {"trivial_augment": "TrivialAugment", "rand_augment": "RandAugment"}
+
 # source pixels per output pixel along a side of the smallest crop, for crops that differ much in size
 _SHARPNESS = 0.75
 
@@ -138,7 +141,7 @@ def train_view(
         lists: Lists of operations by the text that ``augment`` may give instead of a preset; None for none.
 
     Raises:
-        UserError: There is no such preset.
+        UserError: There is no such preset, or it does not take images of so many channels.
     """
     if lists and augment in lists:
         base = train_view(spec, augment=lists[augment].base)
@@ -147,7 +150,21 @@ def train_view(
         raise UserError(
             f"data.augment={augment!r}: must be one of {', '.join(AUGMENTS)}.{did_you_mean(augment, AUGMENTS)}"
         )
+    check_augment_channels(augment, channels=spec.channels)
     return EvalView(spec) if augment == "none" else TrainView(spec, augment, transform)
+
+
+def check_augment_channels(augment: str, *, channels: int, setting: str = "data.augment") -> None:
+    """Refuse a preset of torchvision's operations for images that are neither grey nor colour, which these do not take.
+
+    Raises:
+        UserError: The preset does not take images of so many channels.
+    """
+    if augment in _OPERATIONS and channels not in (1, 3):
+        raise UserError(
+            f"{setting}={augment!r}: takes images of 1 or 3 channels. The input of this run has {channels}. Use "
+            "augment=standard, or a list of operations that take them."
+        )
 
 
 def in_words(spec: InputSpec, *, augment: str) -> str:
@@ -164,7 +181,7 @@ def in_words(spec: InputSpec, *, augment: str) -> str:
     parts = [f"random crops of {100 * crop.area:.0f} to 100 % of the area"]
     if crop.mirror:
         parts.append("mirrored at random")
-    name = {"trivial_augment": "TrivialAugment", "rand_augment": "RandAugment"}.get(augment)
+    name = _OPERATIONS.get(augment)
     if name:
         grey = " without its colour operation, which has no effect on one channel" if spec.channels == 1 else ""
         parts.append(f"{name}{grey}")

@@ -40,6 +40,13 @@ def test_an_operation_does_to_a_view_what_torchvision_does():
     assert torch.equal(view(image), functional.rotate(train_view(RGB, augment="none")(image), 90))
 
 
+def test_a_preset_that_does_not_take_the_channels_is_refused_before_any_phase():
+    spec = InputSpec(size=(16, 16), channels=4, mean=(0.5,) * 4, std=(0.5,) * 4)
+    message = r"schedule\.phases\[1\]\.augment='rand_augment': takes images of 1 or 3 channels"
+    with pytest.raises(UserError, match=message):
+        lists("schedule=gradual", "schedule.phases.1.augment=rand_augment", spec=spec)
+
+
 def test_the_same_image_epoch_and_seed_give_the_same_view_whatever_else_is_in_the_batch(root):
     source = build_source(compose([f"data.root={root}", "augment=aerial"]))
     ((text, _),) = built = list(lists("augment=aerial").items())

@@ -182,6 +182,14 @@ def test_one_channel_never_draws_a_colour_operation(monkeypatch):
     assert len(set(drawn)) == 13
 
 
+@pytest.mark.parametrize("augment", ["trivial_augment", "rand_augment"])
+def test_operations_on_colours_are_refused_for_channels_that_are_none(augment):
+    message = rf"data\.augment='{augment}': takes images of 1 or 3 channels\. .* has 4\. Use augment=standard"
+    with pytest.raises(UserError, match=message):
+        train_view(spec(channels=4), augment=augment)
+    assert train_view(spec(channels=4), augment="standard")(noise(40, 40, channels=4)).shape[0] == 4
+
+
 def test_the_plan_says_what_is_left_out_for_one_channel():
     assert "without its colour operation" in in_words(spec(channels=1), augment="trivial_augment")
     assert in_words(spec(), augment="trivial_augment").endswith("mirrored at random, TrivialAugment")
