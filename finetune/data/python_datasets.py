@@ -79,11 +79,7 @@ def dataset_source(
         raise UserError(f"data: splits must be {', '.join(SPLITS)}. Given: {shortened(wrong)}. Rename them.")
     contents, targets, splits, places = [], [], [], []
     for number, (name, dataset) in enumerate(by_split.items()):
-        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-            raise UserError(
-                f"data: {type_in_words(dataset)} is not a data set with a length and numbered items. Give a map-style data set, "
-                "a folder, or a data frame."
-            )
+        _check_map_style(dataset)
         for position in range(len(dataset)):
             image, target = _item(dataset, position)
             contents.append(_content(image, position, decode_options))
@@ -115,6 +111,19 @@ def dataset_source(
         decode_options=decode_options,
         places=np.array(places, np.int64)[rows],
     )
+
+
+def _check_map_style(dataset: Any) -> None:
+    """Refuse a data set without a length or numbered items, such as an IterableDataset.
+
+    Raises:
+        UserError: It lacks one of them.
+    """
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise UserError(
+            f"data: {type_in_words(dataset)} is not a data set with a length and numbered items. Give a map-style data set, "
+            "a folder, or a data frame."
+        )
 
 
 def _named(by_split: Mapping[str, Any], places: Sequence[tuple[int, int]]) -> list[tuple[tuple[str, Any], int]]:
@@ -200,7 +209,7 @@ def datasets_of_module(module: Any) -> dict[str, Dataset[Any]]:
     Its batch sizes, samplers and collate functions are not used: a run makes its own batches.
 
     Raises:
-        UserError: It has no loader for training.
+        UserError: It has no loader for training, several loaders for one split, or a loader without a map-style data set.
     """
     module.prepare_data()
     module.setup("fit")
@@ -213,7 +222,24 @@ def datasets_of_module(module: Any) -> dict[str, Dataset[Any]]:
             if type(error).__name__ != "MisconfigurationException":
                 raise
             continue
-        if (dataset := getattr(loader, "dataset", None)) is not None and len(dataset):
+        hook = f"data: {split}_dataloader of {type(module).__name__}"
+        if isinstance(loader, Mapping | list | tuple):
+            loaders = list(loader.values()) if isinstance(loader, Mapping) else list(loader)
+            if len(loaders) > 1:
+                raise UserError(
+                    f"{hook} must return one loader. It returns {len(loaders)}. Join their data sets: "
+                    "torch.utils.data.ConcatDataset."
+                )
+            loader = loaders[0] if loaders else None
+        if loader is None:  # Lightning takes None and an empty list for no loader
+            continue
+        dataset = getattr(loader, "dataset", None)
+        if dataset is None:
+            raise UserError(
+                f"{hook} must return a loader with a data set. It returns {type_in_words(loader)}. Give a DataLoader."
+            )
+        _check_map_style(dataset)
+        if len(dataset):
             found[split] = dataset
     if "train" not in found:
         raise UserError(
@@ -229,8 +255,9 @@ def channels_of(data: Any) -> int:
     Raises:
         UserError: The data set is empty, or its first item is not an image.
     """
-    dataset = next(iter(data.values())) if isinstance(data, Mapping) else data
-    if not hasattr(dataset, "__getitem__") or not len(dataset):
+    dataset = next(iter(data.values()), ()) if isinstance(data, Mapping) else data
+    _check_map_style(dataset)
+    if not len(dataset):
         raise UserError("data: the data set is empty.")
     image, _ = _item(dataset, 0)
     if isinstance(image, Image.Image):

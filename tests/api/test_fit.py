@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torchmetrics import Metric
 
 import finetune
@@ -23,6 +23,7 @@ from finetune.build import assemble
 from finetune.config.overrides import data_words
 from finetune.config.schema import Config
 from finetune.data.manifest import read_manifest
+from finetune.data.python_datasets import datasets_of_module
 from finetune.errors import ConfigError, RunError, UserError
 from finetune.models.user_modules import modules_text
 from tests.conftest import TINY
@@ -257,6 +258,11 @@ def test_a_data_frame_is_a_manifest_whose_missing_labels_are_named(
         build_source(config)
 
 
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
 class Loaders(pl.LightningDataModule):
     def train_dataloader(self) -> Any:
         return DataLoader(
@@ -273,6 +279,30 @@ def test_a_data_module_gives_its_data_sets_and_missing_splits_are_made() -> None
     assert index.split_sizes() == {"train": 6, "val": 2, "test": 2}
     assert (config.input.channels, config.data.source, index.classes) == (1, "python", ("0", "1"))
     assert objects.source.read(int(index.rows("val")[0])).unique().tolist() == [7]
+
+
+@pytest.mark.parametrize(
+    ("loaders", "message"),
+    [
+        ([Loaders().val_dataloader()], ""),
+        ({"cats": Loaders().val_dataloader()}, ""),
+        ([], "no validation"),
+        (None, "no validation"),
+        ([Loaders().val_dataloader()] * 2, r"val_dataloader of Several must return one loader\. It returns 2"),
+        (iter([1]), r"val_dataloader of Several must return a loader with a data set\. It returns a list_iterator"),
+        (DataLoader(Stream()), r"Stream is not a data set with a length and numbered items"),
+    ],
+)
+def test_a_list_of_loaders_is_taken_or_refused_and_never_left_out(loaders: Any, message: str) -> None:
+    class Several(Loaders):
+        def val_dataloader(self) -> Any:
+            return loaders
+
+    if message and message != "no validation":
+        with pytest.raises(UserError, match=message):
+            datasets_of_module(Several())
+        return
+    assert set(datasets_of_module(Several())) == ({"train"} if message else {"train", "val"})
 
 
 class Restless(Colours):
@@ -303,6 +333,8 @@ GREY = np.zeros((4, 4), np.uint8)
         (Pairs((GREY, "cat"), (GREY, "dog")), r"are not classes\. An item must be"),
         (Pairs((np.full((4, 4), 99.0), 0), (GREY, 1)), r"float from 99 to 99.*divide by 255"),
         (Pairs(), r"the data set is empty"),
+        (Stream(), r"data: is a Stream\. Give a folder"),
+        ({"train": Stream()}, r"a Stream is not a data set with a length and numbered items"),
         ({"train": Colours(), "dev": Colours()}, r"splits must be train, val, test\. Given: dev"),
         (Pairs((GREY, 0), (GREY + 1, 0)), r"at least two classes|two classes"),
     ],
