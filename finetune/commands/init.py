@@ -66,7 +66,7 @@ def starting_settings(place: str, typed: Sequence[str] = ()) -> str:
         from finetune.data.manifest import read_columns
         from finetune.data.starting_settings import settings_of_table
 
-        proposals = settings_of_table(read_columns(place))
+        proposals = settings_of_table(read_columns(place), given=given)
     config = compose([*words, *typed])
     config = replace(config, data=replace(config.data, on_unreadable="skip"))
     proposals = [one for one in proposals if one.key not in given]

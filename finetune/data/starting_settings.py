@@ -20,6 +20,9 @@ _SMALL_PX = 96
 # names of columns that say which images belong together
 _GROUPS = ("patient", "subject", "video", "plate", "slide", "animal", "case", "group", "site", "donor", "person")
 
+# settings that name a column of a table
+_COLUMNS = ("data.path_column", "data.label_column", "data.split_column", "data.group_column")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
@@ -36,37 +39,54 @@ class Proposal:
     reason: str
 
 
-def settings_of_table(columns: Mapping[str, Sequence[str]]) -> list[Proposal]:
+def settings_of_table(columns: Mapping[str, Sequence[str]], *, given: Mapping[str, Any] = {}) -> list[Proposal]:
     """Propose how a table is read: its columns of labels and of groups.
 
     Args:
         columns: Cells of each column.
+        given: Settings that the user gave, by dotted key; a column that they name is not proposed for something else.
 
     >>> [p.key for p in settings_of_table({"path": ["a", "b"], "label": ["cat;dog", "cat"]})]
     ['data.label_separator']
     """
     proposals: list[Proposal] = []
-    path = likely_column("path_column", list(columns))
-    if path is not None and path != "path":
+    named = [given[key] for key in _COLUMNS if given.get(key)]
+    taken = {
+        "path",
+        "split",
+        *(name for name in named if isinstance(name, str)),
+        *(given.get("data.label_columns") or ()),
+    }
+    path = given.get("data.path_column") or likely_column(
+        "path_column", [n for n in columns if n not in taken - {"path"}]
+    )
+    taken.add(path)
+    if path not in (None, "path", given.get("data.path_column")):
         reason = f"there is no column path; {path} looks like one."
         proposals.append(Proposal(key="data.path_column", value=path, reason=reason))
-    label = "label"
-    if label not in columns:
-        flags = [name for name, cells in columns.items() if set(cells) <= {"0", "1"} and name not in (path, "split")]
-        near = likely_column("label_column", [name for name in columns if name not in (path, "split", *flags)])
+    label = given.get("data.label_column", "label")
+    if label not in columns and not given.get("data.label_columns"):
+        flags = [name for name, cells in columns.items() if set(cells) <= {"0", "1"} and name not in taken]
+        near = likely_column("label_column", [name for name in columns if name not in (*taken, *flags)])
         if len(flags) > 1:
             reason = f"there is no column label, and {len(flags)} columns hold only 0 and 1: several labels per image."
             proposals.append(Proposal(key="data.label_columns", value=flags, reason=reason))
+            taken.update(flags)
         elif near is not None:
             reason = f"there is no column label; {near} looks like one."
             proposals.append(Proposal(key="data.label_column", value=near, reason=reason))
             label = near
-    texts = set(columns.get(label, ()))
+    taken.add(label)
+    texts = set() if given.get("data.label_columns") else set(columns.get(label, ()))
     if separator := separator_of(texts):
         reason = f"some cells of the column {label} hold several labels, such as {_example(texts, separator)!r}."
         proposals.append(Proposal(key="data.label_separator", value=separator, reason=reason))
     for name, cells in columns.items():
-        if any(word in name.lower() for word in _GROUPS) and 1 < len(set(cells)) <= len(cells) / 2:
+        if (
+            name not in taken
+            and any(word in name.lower() for word in _GROUPS)
+            and 1 < len(set(cells)) <= len(cells) / 2
+        ):
             reason = (
                 f"the column {name} names {len(set(cells)):,} groups of {len(cells):,} images. Images of one group lie in one "
                 "split, or the test measures what was trained on."

@@ -75,6 +75,38 @@ def test_a_table_is_read_as_its_columns_say(columns: dict[str, list[str]], expec
     assert {one.key: one.value for one in settings_of_table(columns)} == expected
 
 
+@pytest.mark.parametrize(
+    ("columns", "given", "expected"),
+    [
+        # columns that are something else already, though their names are those of groups
+        ({"path": list("abcd"), "case_type": list("xyxy")}, {"data.label_column": "case_type"}, {}),
+        ({"group_image": list("aabb"), "label": list("xyxy")}, {"data.path_column": "group_image"}, {}),
+        ({"path": list("abcd"), "label": list("xyxy"), "group": list("ttvv")}, {"data.split_column": "group"}, {}),
+        (
+            {"path": list("abcd"), "animal": list("0101"), "person": list("0011")},
+            {},
+            {"data.label_columns": ["animal", "person"]},
+        ),
+        ({"path": list("abcd"), "animal": list("0101")}, {"data.label_columns": ["animal"]}, {}),
+        (
+            {"path": list("abcd"), "tag": list("xyxy"), "site": list("1122")},
+            {"data.label_column": "tag"},
+            {"data.group_column": "site"},
+        ),
+        # several labels in the column that is named
+        (
+            {"path": list("abc"), "label": list("xyx"), "kinds": ["cat;dog", "cat", "dog"]},
+            {"data.label_column": "kinds"},
+            {"data.label_separator": ";"},
+        ),
+    ],
+)
+def test_a_column_that_has_a_meaning_is_not_proposed_for_another(
+    columns: dict[str, list[str]], given: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert {one.key: one.value for one in settings_of_table(columns, given=given)} == expected
+
+
 def test_several_labels_and_groups_of_a_table_are_proposed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
