@@ -185,14 +185,16 @@ def test_the_plan_names_what_the_crop_leaves_out() -> None:
     from finetune.commands.plan import cut_off
     from finetune.input_spec import InputSpec
 
-    def source(width: int, height: int) -> SimpleNamespace:
-        kinds = [("width", "i4"), ("height", "i4"), ("problem", "i4")]
-        return SimpleNamespace(facts=SimpleNamespace(table=np.array([(width, height, 0)] * 3, dtype=kinds)))
+    def source(width: int, height: int, orientation: int = 1) -> SimpleNamespace:
+        kinds = [("width", "i4"), ("height", "i4"), ("problem", "i4"), ("orientation", "i4")]
+        table = np.array([(width, height, 0, orientation)] * 3, dtype=kinds)
+        return SimpleNamespace(facts=SimpleNamespace(table=table))
 
     spec = InputSpec(size=(64, 64), crop_pct=1.0)
     assert "an image of 256 x 143 (the median)" in cut_off(spec, source(256, 143))
     assert "the middle 56% of its width" in cut_off(spec, source(256, 143))
     assert "of its height" in cut_off(spec, source(143, 256))
+    assert "an image of 143 x 256 (the median)" in cut_off(spec, source(256, 143, orientation=6))
     assert cut_off(spec, source(256, 250)) == ""
     assert cut_off(InputSpec(size=(64, 64), crop_mode="squash"), source(256, 143)) == ""
 

@@ -69,10 +69,12 @@ def cut_off(spec: "InputSpec", source: "Source") -> str:
     """Return a line on what the centre crop leaves out of images of another shape than the input's; empty if that is little."""
     import numpy as np
 
+    from finetune.data.scan import upright_sizes
+
     if source.facts is None or spec.crop_mode != "center":
         return ""
     table = source.facts.table[source.facts.table["problem"] == 0]
-    widths, heights = table["width"].astype(float), table["height"].astype(float)
+    widths, heights = (sides.astype(float) for sides in upright_sizes(table))
     if not len(table):
         return ""
     shape = widths / heights / (spec.size[1] / spec.size[0])

@@ -22,7 +22,7 @@ from finetune.data.image_source import Source
 from finetune.data.index import SPLITS, Index, Severity
 from finetune.data.loading import threads_here
 from finetune.data.near_duplicates import LEAST_SIDE, MOST_PICTURES, READ_AT_LEAST, near_duplicates, small_copies
-from finetune.data.scan import KINDS, MODES
+from finetune.data.scan import KINDS, MODES, upright_sizes
 from finetune.html import html_table, html_text
 from finetune.plain import Json
 
@@ -122,11 +122,7 @@ def audit(source: Source, *, left_out: Sequence[str] = (), look_alikes: bool = T
         ]
     findings += _left_out(index, left_out)
     order = ("error", "warning", "note")
-    turned = table["orientation"] >= 5
-    sides = {
-        "width": np.where(turned, table["height"], table["width"]),
-        "height": np.where(turned, table["width"], table["height"]),
-    }
+    sides = dict(zip(("width", "height"), upright_sizes(table), strict=True))
     modes = Counter(zip(table["kind"].tolist(), table["mode"].tolist(), strict=True))
     return Audit(
         images=len(index),

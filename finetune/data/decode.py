@@ -46,7 +46,7 @@ from finetune.data.color import (
     is_srgb,
     to_pixels,
 )
-from finetune.data.deep_colour import deep_samples, is_deep_colour
+from finetune.data.deep_colour import deep_samples, is_deep_colour, mode_of
 from finetune.data.dicom import open_dicom
 from finetune.data.image_file import CONVERT, MAX_PIXELS, UnreadableImage, read_image_file, sniff, what_instead
 from finetune.data.jpeg import ColorSpace, DamagedJpegError, UnsupportedJpegError, decode_jpeg, is_complete
@@ -295,7 +295,8 @@ def stored_channels(image: Opened) -> int:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return stored_in_tiff(image)
     with_alpha = {"LA": 2, "RGBA": 4}
-    return with_alpha.get(image.mode, 1 if image.mode.partition(";")[0] in ("1", "L", "I", "F") else 3)
+    mode = mode_of(image)
+    return with_alpha.get(mode, 1 if mode.partition(";")[0] in ("1", "L", "I", "F") else 3)
 
 
 def _check_channels(image: Opened, channels: int, path: str) -> None:

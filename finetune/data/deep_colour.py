@@ -30,6 +30,12 @@ def is_deep_colour(image: object) -> bool:
     )
 
 
+def mode_of(image: Any) -> str:
+    """Return the mode of the numbers of an image file, opened and not loaded yet: of grey with opacity LA, not Pillow's RGBA."""
+    grey = isinstance(image, PngImagePlugin.PngImageFile) and _raw_mode(image) == "LA;16B"
+    return "LA" if grey else str(image.mode)
+
+
 def deep_samples(image: ImageFile.ImageFile, data: bytes | bytearray) -> Samples:
     """Return the numbers of a file for which :func:`is_deep_colour` holds; those of a TIFF are upright.
 

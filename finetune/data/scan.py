@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import TiffImagePlugin
 
 from finetune.data.array_image import ArrayImage
 from finetune.data.color import is_srgb, luma
 from finetune.data.decode import Opened, decode_grey, numbers_of, open_image, orientation_of, stored_channels
-from finetune.data.deep_colour import deep_samples, is_deep_colour
+from finetune.data.deep_colour import deep_samples, is_deep_colour, mode_of
 from finetune.data.image_file import MAX_PIXELS, UnreadableImage, content_hash, read_image_file, sniff
 from finetune.data.path_table import PathTable
 from finetune.data.perceptual_hash import looks
@@ -118,6 +119,13 @@ class Facts:
         return Facts(self.table[rows], self.problems)
 
 
+def upright_sizes(table: Table) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    """Return the widths and the heights of the upright pictures, in pixels."""
+    turned = table["orientation"] >= 5
+    width, height = table["width"], table["height"]
+    return np.where(turned, height, width), np.where(turned, width, height)
+
+
 def scan_files(
     root: str, paths: PathTable, rows: npt.NDArray[np.int64] | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> Facts:
@@ -206,10 +214,10 @@ def facts_of_bytes(data: bytearray, row: Table, *, path: str, max_pixels: int) -
     row["kind"] = KINDS.index(sniff(data) or "")
     image = open_image(data, path=path)
     deep_colour = is_deep_colour(image)
-    mode = f"{image.mode};16" if deep_colour else image.mode
+    mode = f"{mode_of(image)};16" if deep_colour else image.mode
     row["mode"] = MODES.index(mode) if mode in MODES else 0
     row["channels"] = min(stored_channels(image), _MOST_CHANNELS)
-    row["width"], row["height"] = image.width, image.height
+    row["width"], row["height"] = _stored_size(image)
     # a PNG may state its orientation behind its pixels; Pillow turns a TIFF upright as it loads it, and takes the tag away
     stated_behind = image.format == "PNG"
     row["orientation"] = 1 if stated_behind else orientation_of(image)
@@ -222,6 +230,13 @@ def facts_of_bytes(data: bytearray, row: Table, *, path: str, max_pixels: int) -
     if numbers is not None:
         row["deep"], row["low"], row["high"] = _extent(numbers)
     row["several"] = _holds_several(image)
+
+
+def _stored_size(image: Opened) -> tuple[int, int]:
+    """Return width and height as they are stored; Pillow gives those of the upright picture for a TIFF."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(image.tag_v2[TiffImagePlugin.IMAGEWIDTH]), int(image.tag_v2[TiffImagePlugin.IMAGELENGTH])
+    return image.width, image.height
 
 
 def _colour_numbers(data: bytearray, path: str) -> npt.NDArray[Any]:

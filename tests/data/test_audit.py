@@ -198,6 +198,14 @@ def test_what_is_good_to_know_is_noted_without_alarm(tmp_path):
     assert result.modes == {"PNG RGB": 12, "PNG I;16": 1, "JPEG RGB": 1, "GIF P": 1}
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_sizes_are_those_of_upright_pictures(tmp_path, kind):
+    write_folder(tmp_path, {"a": 3, "b": 3})
+    for number, path in enumerate(tmp_path.glob("*/*")):
+        scene(number).resize((30, 20)).save(path, kind, exif=exif(6))
+    assert audit_of(tmp_path).sizes == {"width": [20] * 3, "height": [30] * 3}
+
+
 def test_data_in_memory_can_be_audited_too():
     result = audit(digits_source())
     assert result.images == 1797

@@ -84,6 +84,8 @@ def test_the_transparency_of_colour_is_a_fourth_channel_and_is_not_multiplied_in
     file = io.BytesIO()
     Image.fromarray(grey, "LA").save(file, "PNG")
     assert np.array_equal(decode_bytes(file.getvalue(), DecodeOptions(channels=2), path="x"), grey)
+    deep = values(2, "uint16")
+    assert np.array_equal(decode_bytes(png(deep), DecodeOptions(channels=2), path="x"), in_bytes(deep))
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])

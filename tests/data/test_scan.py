@@ -18,7 +18,7 @@ from finetune.data.sources.manifest import manifest_source
 from finetune.errors import FileError, UserError
 from tests.data.folders import write_folder, write_image
 from tests.data.odd_images import picture, saved, stored_for
-from tests.data.raw_formats import exif
+from tests.data.raw_formats import exif, png, tiff
 
 
 def settle(folder):
@@ -50,6 +50,9 @@ def test_facts_say_what_the_files_are(tmp_path):
                        append_images=[Image.fromarray(255 - picture()).quantize(8)]),
         "d.png": saved(np.full((5, 6), 7, np.uint8), "PNG"),
         "e.jpg": b"",
+        "f.png": png(np.full((5, 6, 2), 999, np.uint16)),
+        "g.tif": tiff(np.zeros((5, 6, 3), np.uint8), orientation=6),
+        "h.tif": tiff(np.zeros((5, 6, 3), np.uint16), orientation=8),
     }  # fmt: skip
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
@@ -58,7 +61,21 @@ def test_facts_say_what_the_files_are(tmp_path):
     assert facts.table["width"][:4].tolist() == [40, 24, 40, 6]
     assert facts.table["height"][:4].tolist() == [24, 40, 24, 5]
     assert facts.table["orientation"][:4].tolist() == [1, 6, 1, 1]
-    assert facts.table["several"].tolist() == [False, False, True, False, False]
+    # as they are stored, whatever a decoder makes of them
+    for row, mode, channels, orientation in (
+        (5, "PNG LA;16", 2, 1),
+        (6, "TIFF RGB", 3, 6),
+        (7, "TIFF RGB;16", 3, 8),
+    ):
+        assert facts.mode_of(row) == mode
+        assert facts.table[["width", "height", "channels", "orientation"]][row].tolist() == (
+            6,
+            5,
+            channels,
+            orientation,
+        )
+    assert facts.grey().tolist() == [row in (3, 5) for row in range(8)]
+    assert facts.table["several"].tolist() == [row == 2 for row in range(8)]
     assert (facts.table["darkest"][3], facts.table["brightest"][3]) == (7, 7)
     assert facts.unreadable() == [(4, "The file is empty.")]
     assert (facts.content[0] == content_hash(files["a.png"])).all()
