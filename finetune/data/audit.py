@@ -293,7 +293,8 @@ def _look_alikes(source: Source) -> Iterable[Finding]:
     ]
     across = [pair for pair in alike if index.splits[pair[0]] != index.splits[pair[1]]]
     unlike = [pair for pair in alike if (index.targets[pair[0]] != index.targets[pair[1]]).any()]
-    within = [pair for pair in alike if pair not in {*across, *unlike}]
+    reported = {*across, *unlike}
+    within = [pair for pair in alike if pair not in reported]
     for kind, pairs, where, remedy in (
         ("near-duplicates", across, "in different splits",
          "if a pair shows the same scene, put both into one split with a manifest that has a split column."),
