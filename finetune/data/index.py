@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -50,6 +51,16 @@ def natural_order(names: Iterable[str]) -> list[str]:
         return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part.casefold()) for part in parts], name
 
     return sorted(set(names), key=key)
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Return the names of a data set's classes; those that several classes share are followed by the class number.
+
+    >>> distinct_names(["crane", "owl", "crane"])
+    ['crane (0)', 'owl', 'crane (2)']
+    """
+    times = Counter(names)
+    return [f"{name} ({number})" if times[name] > 1 else name for number, name in enumerate(names)]
 
 
 class Index:

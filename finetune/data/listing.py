@@ -129,9 +129,13 @@ def check_classes(listing: Listing) -> Listing:
     """Return the listing if a model can be trained on it; a listing for an audit is returned with the reasons why not.
 
     Raises:
-        UserError: The listing is for training, and there are fewer than two classes, a class has no training image, or a class
-            occurs only in val or test.
+        UserError: Two classes have one name; or the listing is for training, and there are fewer than two classes, a class has
+            no training image, or a class occurs only in val or test.
     """
+    if repeated := sorted(name for name, times in Counter(listing.classes).items() if times > 1):
+        raise UserError(
+            f"{listing.origin}: every class must have a name of its own. Several are called {shortened(repeated)}. Rename them."
+        )
     problems = [] if listing.use == "test" else list(_class_problems(listing))
     if problems and listing.use == "train":
         raise UserError(f"{listing.origin}: {problems[0].text}. {problems[0].remedy}")

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, TensorDataset
 from finetune.data.assign_splits import arrange
 from finetune.data.decode import DecodeOptions, to_tensor
 from finetune.data.image_file import content_hash
-from finetune.data.index import SPLITS, Index
+from finetune.data.index import SPLITS, Index, distinct_names
 from finetune.data.listing import UNASSIGNED, Listing, Use, check_classes
 from finetune.data.path_table import path_table
 from finetune.data.python_images import pixels_of
@@ -198,7 +198,7 @@ def _classes_of(dataset: Any) -> list[str]:
     """Return the classes that a data set names, or the one inside a subset."""
     while dataset is not None:
         if isinstance(named := getattr(dataset, "classes", None), (list, tuple)):
-            return list(named)
+            return distinct_names([str(name) for name in named])
         dataset = getattr(dataset, "dataset", None)
     return []
 

@@ -18,9 +18,9 @@ from PIL import Image
 from finetune.data.color import to_pixels
 from finetune.data.decode import DecodeOptions
 from finetune.data.image_source import Source, arrays_source, files_source
-from finetune.data.index import SPLITS, natural_order
-from finetune.data.listing import UNASSIGNED, Listing, Use, merge
-from finetune.data.path_table import path_table
+from finetune.data.index import SPLITS, distinct_names, natural_order
+from finetune.data.listing import UNASSIGNED, Listing, Use
+from finetune.data.path_table import concatenate, path_table
 from finetune.errors import UserError, did_you_mean, first_line
 from finetune.split_settings import SplitSettings
 
@@ -136,7 +136,7 @@ def _number(split: str, parts: dict[str, Any]) -> int:
 def _classes(parts: dict[str, Any]) -> list[str]:
     names = getattr(parts["train"], "classes", None) or getattr(parts["train"], "categories", None)
     if names:
-        return [name if isinstance(name, str) else " / ".join(map(str, name)) for name in names]
+        return distinct_names([name if isinstance(name, str) else " / ".join(map(str, name)) for name in names])
     labels = np.concatenate([_labels("", part) for part in parts.values()])
     return natural_order(str(label) for label in range(int(labels.max()) + 1))
 
@@ -179,7 +179,7 @@ def _listing(
 
 
 def _together(listings: list[Listing], given: tuple[str, ...]) -> Listing:
-    """Merge the listings of all splits, with the classes in the data set's own order."""
+    """Join the listings of all splits, which share one list of classes."""
     first = listings[0]
     if len(listings) == 1:
         return Listing(
@@ -190,16 +190,13 @@ def _together(listings: list[Listing], given: tuple[str, ...]) -> Listing:
             targets=first.targets,
             splits=np.full(len(first), UNASSIGNED, np.int8),
         )
-    merged = merge(listings)
-    # merging sorts the names; the published class numbers are restored, so that results can be compared
-    position = np.array([first.classes.index(name) for name in merged.classes], np.int64)
     return Listing(
         origin=first.origin,
-        root=merged.root,
+        root=first.root,
         classes=first.classes,
-        paths=merged.paths,
-        targets=position[merged.targets],
-        splits=merged.splits,
+        paths=concatenate([("", listing.paths) for listing in listings]),
+        targets=np.concatenate([listing.targets for listing in listings]),
+        splits=np.concatenate([listing.splits for listing in listings]),
         given=given,
     )
 

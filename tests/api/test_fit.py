@@ -351,6 +351,7 @@ def test_data_that_is_none_is_refused_with_the_right_form(data: Any, message: st
         ({"head": 3}, r"head: must be a name or an nn\.Module\. It is an int"),
         ({"backbone": nn.Linear}, r"backbone: must be a name or an nn\.Module\. It is the class "),
         ({"backbone": nn.Sequential(nn.Conv2d(3, 4, 3))}, r"stages: must be given"),
+        ({"classes": ["a", "b", "a"]}, r"every class must have a name of its own\. Several are called a\. Rename"),
         ({"classes": ["only one"]}, r"classes=only one: must name 3 classes"),
     ],
 )

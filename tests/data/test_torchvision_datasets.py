@@ -59,7 +59,15 @@ def test_a_data_set_of_arrays_is_kept_in_memory_with_its_own_test_split(tmp_path
     assert torch.equal(pickle.loads(pickle.dumps(source)).read(5), source.read(5))
 
 
-def test_a_data_set_of_files_is_read_as_files_in_its_own_class_order(tmp_path):
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["tulip", "aster", "rose"], ("tulip", "aster", "rose")),
+        # two classes of one name stay two, as ImageNet's cranes
+        ([("crane",), "owl", ("crane",)], ("crane (0)", "owl", "crane (2)")),
+    ],
+)
+def test_a_data_set_of_files_is_read_as_files_in_its_own_class_order(tmp_path, names, classes):
     base = tmp_path / "flowers-102"
     (base / "jpg").mkdir(parents=True)
     generator = np.random.default_rng(0)
@@ -72,10 +80,10 @@ def test_a_data_set_of_files_is_read_as_files_in_its_own_class_order(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.Flowers102, "_check_integrity", lambda self: True)
-        patch.setattr(datasets.Flowers102, "classes", ["tulip", "aster", "rose"])
+        patch.setattr(datasets.Flowers102, "classes", names)
         source = torchvision_source(name="Flowers102", root=str(tmp_path))
     assert not source.in_memory
-    assert source.index.classes == ("tulip", "aster", "rose")
+    assert source.index.classes == classes
     assert source.index.counts() == {"train": [4, 4, 4], "val": [2, 2, 2], "test": [2, 2, 2]}
     for row in range(24):
         number = int(source.index.path(row)[-9:-4])
