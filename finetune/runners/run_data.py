@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.config import compose, from_yaml, with_overrides
 from finetune.config.schema import Config
@@ -17,12 +17,30 @@ if TYPE_CHECKING:
     from finetune.data.decode import DecodeOptions
 
 
+# settings that say how files become pixels
+_READING = ("max_pixels", "high_depth", "bit_depth", "integer_range", "float_range")
+
+
 def read_as_trained(config: Config, overrides: Sequence[str], options: "DecodeOptions") -> None:
-    """Set how image files are read to what training recorded, unless an override says otherwise."""
-    recorded = options.to_plain()
-    for key in set(recorded) & set(source_kind(config.data.source).settings):
-        if not any(word.startswith(f"data.{key}=") for word in overrides):
-            setattr(config.data, key, recorded[key])
+    """Set how image files are read to what training recorded, unless an override says otherwise.
+
+    An override also takes the place of what it contradicts: a bit depth that of a range of integers, and the reverse; either
+    that of ``high_depth=stretch``; and another ``high_depth`` that of ranges and bit depth.
+    """
+    data, recorded = config.data, options.to_plain()
+    typed = {key for key in _READING if any(word.startswith(f"data.{key}=") for word in overrides)}
+    if "bit_depth" in typed and data.bit_depth == "auto":
+        typed.remove("bit_depth")  # the range of training is kept
+    instead: dict[str, Any] = {}
+    if "high_depth" in typed and data.high_depth != recorded["high_depth"]:
+        instead = {"bit_depth": "auto", "integer_range": None, "float_range": None}
+    if "bit_depth" in typed:
+        instead |= {"integer_range": None, "high_depth": "full"}
+    if "integer_range" in typed:
+        instead |= {"bit_depth": "auto", "high_depth": "full"}
+    for key, value in (recorded | instead).items():
+        if key in source_kind(data.source).settings and key not in typed:
+            setattr(data, key, value)
 
 
 # settings that say how a table names what it holds

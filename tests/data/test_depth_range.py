@@ -11,6 +11,7 @@ from finetune.errors import UserError
 from finetune.export import client
 from finetune.input_spec import InputSpec
 from finetune.report.loading_snippets import how_to_load
+from finetune.runners.run_data import read_as_trained
 from tests.data.raw_formats import png
 
 
@@ -131,6 +132,31 @@ def test_settings_of_the_range_are_checked():
         options(bit_depth=12, integer_range=[0, 9])
     with pytest.raises(UserError, match=r"data\.float_range=\[1, 0\]: must be two numbers"):
         options(float_range=[1, 0])
+
+
+TRAINED = {"integer_range": (0, 4095), "float_range": (0, 2)}
+
+
+@pytest.mark.parametrize(
+    ("own", "trained", "typed", "expected"),
+    [
+        ({}, TRAINED, {}, TRAINED),
+        ({}, TRAINED, {"bit_depth": 16}, TRAINED | {"integer_range": (0, 65535)}),
+        ({}, TRAINED, {"bit_depth": "auto"}, TRAINED),
+        ({}, TRAINED, {"high_depth": "full"}, TRAINED),
+        ({}, TRAINED, {"high_depth": "stretch"}, {"high_depth": "stretch"}),
+        ({"bit_depth": 12}, TRAINED, {}, TRAINED),
+        ({"bit_depth": 12}, TRAINED, {"integer_range": [0, 9]}, TRAINED | {"integer_range": (0, 9)}),
+        ({"bit_depth": 12}, TRAINED, {"high_depth": "stretch"}, {"high_depth": "stretch"}),
+        ({"integer_range": [0, 4095]}, TRAINED, {"bit_depth": 8}, TRAINED | {"integer_range": (0, 255)}),
+        ({"high_depth": "stretch"}, {"high_depth": "stretch"}, {"bit_depth": 12}, {"integer_range": (0, 4095)}),
+    ],
+)
+def test_other_images_are_read_as_trained_unless_a_typed_setting_says_otherwise(own, trained, typed, expected):
+    config = Config(data=DataConfig(source="folder", **own | typed))
+    words = [f"data.{key}={value}" for key, value in typed.items()]
+    read_as_trained(config, words, DecodeOptions(**trained))
+    assert decode_options_from(config) == DecodeOptions(**expected)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
