@@ -128,12 +128,16 @@ def check_float_range(low: float, high: float) -> None:
     """Check that float images are on the scale 0 to 1; others have been normalised, or were left at 0 to 255.
 
     Args:
-        low: Smallest value of the images.
+        low: Smallest value of the images; NaN if one of them is NaN.
         high: Largest value.
 
     Raises:
-        UserError: They are on another scale.
+        UserError: They are on another scale, or hold NaN.
     """
+    if math.isnan(low):
+        raise UserError(
+            "images: hold NaN. Replace these values, by 0 for instance, or leave out the images that have them."
+        )
     if low < _LOWEST or high > _HIGHEST:
         raise UserError(
             f"images: float from {low:.3g} to {high:.3g}. The classifier takes float in [0, 1], or uint8, and normalises "

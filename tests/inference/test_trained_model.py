@@ -110,6 +110,7 @@ def test_pictures_of_other_channels_are_converted_as_files_are(tmp_path: Path, p
         ([], r"images: none given"),
         (np.zeros((4, 4, 5), np.uint8), r"\(4, 4, 5\), as \(H, W, C\): must have 1 or 3 channels"),
         (np.full((4, 4, 3), 200.0), r"float from 200 to 200.*divide by 255"),
+        (np.where(np.eye(4) > 0, np.nan, 0.5), r"images: hold NaN\. Replace"),
         (np.zeros((4, 4), np.int64), r"of type int64: must be uint8"),
         (pd.DataFrame({"file name": ["a"]}), r"needs a column path or file .* Its columns: file name"),
         ("nowhere.png", r"nowhere\.png.*no such file"),

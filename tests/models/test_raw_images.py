@@ -71,6 +71,7 @@ def test_pictures_of_the_input_size_are_views_already_and_stay_as_they_are(bundl
         (pictures(300, 300).float(), r"float from 0 to 255\. .*divide by 255"),
         (pictures(128, 128).float(), r"float from 0 to 255\. .*divide by 255"),
         (pictures(128, 128) / 255 - 3, r"float from -3 to -2\. .*normalises them itself"),
+        (torch.full((2, 3, 128, 128), torch.nan), r"images: hold NaN\. Replace"),
         (pictures(128, 128).long(), r"type torch\.int64: .*images\.to\(torch\.uint8\)"),
         ((pictures(99, 99) / 255).requires_grad_(), r"must have the input size 128 x 128 where a gradient"),
     ],
