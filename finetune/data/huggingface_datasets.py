@@ -106,7 +106,7 @@ def huggingface_source(
     splits = np.repeat(
         np.array([SPLITS.index(name) if given else UNASSIGNED for name in parts], np.int8), lengths
     ).astype(np.int8)
-    classes, targets, hidden = _targets(tables, label_column, splits, where=f"data.path={path!r}")
+    classes, targets, hidden = _targets(parts, label_column, splits, where=f"data.path={path!r}")
     shown = np.flatnonzero(~hidden)
     places = np.array([(number, row) for number, length in enumerate(lengths) for row in range(length)], np.int64)[
         shown
@@ -203,22 +203,44 @@ def _open(
     return parts
 
 
+# what to do about a column of lists
+_SEVERAL = (
+    "data=huggingface reads one label per image. For several, save the images as files, and list them in a table that "
+    "data=manifest reads with data.label_separator."
+)
+
+
 def _targets(
-    tables: list[Any], column: str, splits: npt.NDArray[np.int8], *, where: str
+    parts: dict[str, Any], column: str, splits: npt.NDArray[np.int8], *, where: str
 ) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Return the classes, the target of each row, and which rows are those of a hidden test split."""
-    labels = LabelColumn(column=column, where=where, separator=None, verbatim=False)
-    names = getattr(tables[0].features[column], "names", None)
+    """Return the classes, the target of each row, and which rows are those of a hidden test split.
+
+    Raises:
+        UserError: Labels are missing or no texts or numbers, or a split has other classes than the first.
+    """
+    labels = LabelColumn(column=column, where=where, separator=None, verbatim=False, advice=_SEVERAL)
+    first, *others = parts
+    names = getattr(parts[first].features[column], "names", None)
+    for split in others:
+        _must_hold_alike(
+            parts[split].features[column], parts[first].features[column], f"{where}: column {column!r}", split, first
+        )
     if names is not None:
         labels.names = {name: number for number, name in enumerate(names)}
     codes: list[int] = []
-    for table in tables:
-        feature = table.features[column]
-        for value in table[column]:
-            if names is None:
-                codes.append(labels.code(value, len(codes) + 1))
-            else:  # a class is a number, and -1 or nothing stands for none
-                codes.append(-1 if value is None or value < 0 else labels.names[feature.int2str(value)])
+    for split, table in parts.items():
+        if names is None:
+            codes += [labels.code(value, row) for row, value in enumerate(table[column], start=len(codes) + 1)]
+            continue
+        own = table.features[column].names
+        for value in table[column]:  # a class is a number, and -1 or nothing stands for none
+            name = None if value is None or value < 0 else own[value]
+            if name is not None and name not in labels.names:
+                raise UserError(
+                    f"{where}: column {column!r} of split {split} has the class {name!r}, which {first} has not. Give both the "
+                    "same classes."
+                )
+            codes.append(-1 if name is None else labels.names[name])
     numbers = np.array(codes, np.int32)
     hidden = labels.hidden(numbers, splits)
     if names is not None:
@@ -228,6 +250,22 @@ def _targets(
     numbers[hidden] = numbers[~hidden][0]
     classes, targets = labels.classes(numbers)
     return classes, targets.astype(np.int64), hidden
+
+
+def _must_hold_alike(feature: Any, first: Any, where: str, split: str, first_split: str) -> None:
+    """Refuse class labels in one split beside plain texts or numbers in another, which may stand for other classes.
+
+    Raises:
+        UserError: One holds class labels, and the other does not.
+    """
+    if hasattr(feature, "names") != hasattr(first, "names"):
+        kinds = [
+            "class labels" if hasattr(one, "names") else getattr(one, "dtype", "lists") for one in (feature, first)
+        ]
+        raise UserError(
+            f"{where} of split {split} holds {kinds[0]}, and that of {first_split} {kinds[1]}. Cast both to the same: "
+            "datasets.ClassLabel(names=...)."
+        )
 
 
 class _Cells:

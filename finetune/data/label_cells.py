@@ -55,8 +55,22 @@ def is_missing(cell: Any) -> bool:
     )
 
 
-def text_of(cell: Any, row: int, column: str, where: str) -> str:
+# where several labels of an image can be in a table
+_SEVERAL = (
+    "Give several labels of an image as one text with data.label_separator, or as a column of 0 and 1 for each class: "
+    "data.label_columns."
+)
+
+
+def text_of(cell: Any, row: int, column: str, where: str, *, advice: str = _SEVERAL) -> str:
     """Return a cell that is a string or a number as a string.
+
+    Args:
+        cell: The cell.
+        row: Row of the cell, for messages.
+        column: Column of the cell.
+        where: Setting that names the table.
+        advice: What to do about a cell that is neither.
 
     Raises:
         UserError: The cell is neither, or a string that is not valid Unicode.
@@ -73,9 +87,7 @@ def text_of(cell: Any, row: int, column: str, where: str) -> str:
     if isinstance(cell, (bytes, bytearray, list, tuple, dict, set, np.ndarray)):
         kind = "bytes" if isinstance(cell, (bytes, bytearray)) else "a list"
         raise UserError(
-            f"{where}: column {column!r} must hold text or numbers. Row {row} holds {kind}: {str(cell)[:40]}. Give several "
-            "labels of an image as one text with data.label_separator, or as a column of 0 and 1 for each class: "
-            "data.label_columns."
+            f"{where}: column {column!r} must hold text or numbers. Row {row} holds {kind}: {str(cell)[:40]}. {advice}"
         )
     return str(cell)
 
@@ -88,12 +100,16 @@ class LabelColumn:
         where: Setting that names the table, for messages.
         separator: Separator of several labels in one cell; None for one label per image.
         verbatim: Whether labels are taken as they are written, as in a table that a run wrote.
+        advice: What to do about a cell that is neither text nor a number.
 
     Attributes:
         spellings: The ways in which each label was written; they differ in blanks at the ends or in their Unicode form.
     """
 
-    def __init__(self, *, column: str, where: str, separator: str | None, verbatim: bool) -> None:
+    def __init__(
+        self, *, column: str, where: str, separator: str | None, verbatim: bool, advice: str = _SEVERAL
+    ) -> None:
+        self.advice = advice
         self.column, self.where, self.separator, self.verbatim = column, where, separator, verbatim
         self.names: dict[str, int] = {}
         self.first_row: list[int] = []
@@ -108,7 +124,7 @@ class LabelColumn:
                 return _NO_LABEL
             name = ""
         else:
-            raw = text_of(cell, row, self.column, self.where)
+            raw = text_of(cell, row, self.column, self.where, advice=self.advice)
             name = clean_label(raw)
             self.spellings.setdefault(name, set()).add(raw)
         number = self.names.setdefault(name, len(self.names))

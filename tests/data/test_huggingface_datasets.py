@@ -104,7 +104,11 @@ def test_the_rows_of_a_hidden_test_split_are_left_out_with_a_warning(tmp_path, h
         (["a", None, "b"], None, "column 'label' must not be empty. It is in row 2"),
         (["a", "nan", "b"], None, "column 'label' must not be empty. It is in row 2"),
         ([0, -1, 1], datasets.ClassLabel(names=["a", "b"]), "column 'label' must not be empty. It is in row 2"),
-        ([["a"], ["b"], ["a"]], datasets.Sequence(datasets.Value("string")), "Row 1 holds a list"),
+        (
+            [["a"], ["b"], ["a"]],
+            datasets.Sequence(datasets.Value("string")),
+            "Row 1 holds a list: .* data=huggingface reads one label per image. For several, .* data=manifest",
+        ),
         ([b"a", b"b", b"a"], datasets.Value("binary"), "Row 1 holds bytes"),
     ],
 )
@@ -112,6 +116,37 @@ def test_a_label_that_is_none_is_an_error_with_its_row(tmp_path, labels, feature
     labelled(labels, feature).save_to_disk(str(tmp_path / "saved"))
     with pytest.raises(UserError, match=message):
         huggingface_source(path=str(tmp_path / "saved"))
+
+
+ANIMALS = datasets.ClassLabel(names=["zebra", "ant"])
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (ANIMALS, datasets.ClassLabel(names=["ant", "owl"]), "split test has the class 'owl', which train has not"),
+        (ANIMALS, datasets.Value("int64"), "split test holds int64, and that of train class labels"),
+        (datasets.Value("int64"), ANIMALS, "split test holds class labels, and that of train int64"),
+    ],
+)
+def test_classes_that_differ_from_those_of_train_are_named_with_their_split(tmp_path, train, test, message):
+    parts = {"train": labelled([0, 1] * 6, train), "test": labelled([0, 1], test)}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match=f"data.path=.*: column 'label' of {message}"):
+        huggingface_source(path=str(tmp_path / "saved"))
+
+
+def test_classes_in_another_order_or_fewer_than_those_of_train_are_read_by_name(tmp_path):
+    parts = {"train": labelled([0, 1] * 6, ANIMALS), "test": labelled([0, 0], datasets.ClassLabel(names=["ant"]))}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    assert huggingface_source(path=str(tmp_path / "saved")).index.counts()["test"] == [0, 2]
+
+
+def test_a_missing_cell_of_the_group_column_makes_no_group(tmp_path):
+    part = labelled([0, 1] * 3, ANIMALS).add_column("patient", ["p", "NA", None, "p", "nan", ""])
+    part.save_to_disk(str(tmp_path / "saved"))
+    groups = huggingface_source(path=str(tmp_path / "saved"), group_column="patient").index.groups
+    assert groups.names == ("p",)
 
 
 def test_a_data_set_without_a_training_part_is_all_tested(tmp_path):
