@@ -33,8 +33,8 @@ def run(argv: Sequence[str]) -> int:
     parser.also_as_settings = frozenset(own)
     given, line = parser.parse(argv)
     for word in given.words:
-        name, _, value = word.partition("=")
-        if name in own:
+        name, joined, value = word.partition("=")
+        if joined and name in own:  # a word without = may be a folder of that name
             own[name] = value
             line.overrides.remove(word)
     if own["views"].lower() not in ("true", "false"):

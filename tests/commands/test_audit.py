@@ -41,6 +41,14 @@ def test_a_clean_folder_exits_with_0_and_its_views_can_be_looked_at(tmp_path, ca
     assert "Nothing wrong was found." in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["output", "views"])
+def test_a_folder_that_is_called_as_an_option_is_a_folder(tmp_path, monkeypatch, capsys, name):
+    write_folder(tmp_path / name, {"a": 6, "b": 6})
+    monkeypatch.chdir(tmp_path)
+    assert main(["audit", name, "output=out"]) == 0
+    assert "PNG RGB 12" in capsys.readouterr().out
+
+
 def test_unreadable_files_are_a_finding_and_not_the_end(tmp_path, capsys):
     root = write_folder(tmp_path / "data", {"a": 6, "b": 6})
     (root / "a" / "empty.jpg").write_bytes(b"")
