@@ -138,10 +138,18 @@ class Links:
             return True
         real = os.path.realpath(path)
         here = os.path.realpath(os.path.dirname(path))
-        if real in self._visited or os.path.commonpath([real, here]) == real:
+        if real in self._visited or _holds(real, here):
             return False
         self._visited.add(real)
         return True
+
+
+def _holds(folder: str, path: str) -> bool:
+    """Tell whether a real path is a folder or lies below it."""
+    try:
+        return os.path.commonpath([folder, path]) == folder
+    except ValueError:  # two drives of Windows
+        return False
 
 
 def in_words(counts: Iterable[tuple[str, int]], show: int = 5) -> str:

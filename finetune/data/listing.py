@@ -94,7 +94,7 @@ def merge(listings: Sequence[Listing]) -> Listing:
     """Merge several listings into one data set; classes are aligned by name.
 
     Raises:
-        UserError: The listings do not name the same splits.
+        UserError: The listings do not name the same splits, or lie on several drives of Windows.
     """
     if len(listings) == 1:
         return listings[0]
@@ -105,13 +105,19 @@ def merge(listings: Sequence[Listing]) -> Listing:
         )
     classes = natural_order(name for listing in listings for name in listing.classes)
     position = {name: target for target, name in enumerate(classes)}
-    root = os.path.commonpath([listing.root for listing in listings])
+    roots = [listing.root for listing in listings]
+    try:
+        root = os.path.commonpath(roots)
+    except ValueError:  # two drives of Windows
+        raise UserError(
+            f"data.root: several folders must lie on one drive. Found {', '.join(roots)}. Copy them onto one."
+        ) from None
     ignored: Counter[str] = Counter()
     for listing in listings:
         ignored.update(listing.ignored)
     translate = [np.array([position[name] for name in listing.classes], np.int64) for listing in listings]
     return Listing(
-        origin=f"data.root={[listing.root for listing in listings]}",
+        origin=f"data.root={roots}",
         root=root,
         classes=tuple(classes),
         paths=concatenate([(os.path.relpath(listing.root, root), listing.paths) for listing in listings]),

@@ -248,6 +248,18 @@ def test_an_audit_lists_everything_that_forbids_training(tmp_path):
     ]
 
 
+def test_two_drives_of_windows_are_told_apart(tmp_path, monkeypatch):
+    def of_two_drives(paths):
+        raise ValueError("Paths don't have the same drive")
+
+    root = plant(tmp_path, "x/a*1 x/b*1 y/a*1 y/b*1 z/a*1 z/b->y/b")
+    monkeypatch.setattr("os.path.commonpath", of_two_drives)
+    # a link to the other drive does not lead upwards
+    assert counts(list_training_folders(f"{root}/z")) == {"a": 1, "b": 1}
+    with pytest.raises(UserError, match=r"data\.root: several folders must lie on one drive\. Found .*/x, .*/y\. Copy"):
+        list_training_folders([f"{root}/x", f"{root}/y"])
+
+
 def test_training_prediction_and_the_search_for_what_was_left_out_see_the_same_files(tmp_path):
     root = plant(
         tmp_path / "data",
