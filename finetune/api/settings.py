@@ -85,7 +85,7 @@ class FitArguments:
         words, data = self._data()
         config = compose([*words, *self.words(), *self.overrides])
         if data is not None:
-            return self._source(data, config, decode_options=read_as, use=use)
+            return self._source(data, config, read_as=read_as, use=use)
         if read_as is not None:
             read_as_trained(config, self.overrides, read_as)
         return build_source(config, use=use, listing=check_paths(config, use=use), download=True)
@@ -185,16 +185,26 @@ class FitArguments:
         return self._source(data, config)
 
     def _source(
-        self, data: Any, config: Config, *, decode_options: "DecodeOptions | None" = None, use: "Use" = "train"
+        self, data: Any, config: Config, *, read_as: "DecodeOptions | None" = None, use: "Use" = "train"
     ) -> "Source":
+        from finetune.build.data import decode_options_from, refuse_other_settings
         from finetune.config.checks import split_settings
-        from finetune.data.decode import DecodeOptions
         from finetune.data.python_datasets import channels_of, dataset_source
+        from finetune.data.sources.kind import OBJECT_KEYS
+        from finetune.runners.run_data import read_as_trained
 
-        if decode_options is None:
-            decode_options = DecodeOptions(channels=config.input.given_channels or channels_of(data))
+        refuse_other_settings(config.data, taken=OBJECT_KEYS, name="data given as objects")
+        if read_as is None:
+            channels = config.input.given_channels or channels_of(data)
+        else:
+            read_as_trained(config, self.overrides, read_as, settings=OBJECT_KEYS)
+            channels = read_as.channels
         return dataset_source(
-            data, classes=self.classes, decode_options=decode_options, split=split_settings(config), use=use
+            data,
+            classes=self.classes,
+            decode_options=decode_options_from(config, channels=channels),
+            split=split_settings(config),
+            use=use,
         )
 
     def _objects(self, config: Config, source: "Source | None") -> PythonObjects:

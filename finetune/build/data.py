@@ -1,7 +1,7 @@
 """Build the data of a run: the source that a configuration names, and the data module that feeds the network."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,8 +31,12 @@ log = logging.getLogger(__name__)
 _OF_THE_LOADER = ("source", "balanced", "batch_size", "eval_batch_size", "num_workers", "augment", "transform")
 
 
-def decode_options_from(config: Config) -> "DecodeOptions":
+def decode_options_from(config: Config, *, channels: int | None = None) -> "DecodeOptions":
     """Return how the image files of a configuration become pixels.
+
+    Args:
+        config: Checked configuration.
+        channels: Number of channels; None for that of the configuration or of its kind of data.
 
     Raises:
         UserError: ``data.high_depth`` names no rule, or a range or ``data.bit_depth`` is invalid.
@@ -40,7 +44,8 @@ def decode_options_from(config: Config) -> "DecodeOptions":
     from finetune.data.color import check_high_depth
     from finetune.data.decode import DecodeOptions
 
-    channels = config.input.given_channels or source_kind(config.data.source).channels
+    if channels is None:
+        channels = config.input.given_channels or source_kind(config.data.source).channels
     options = DecodeOptions(
         channels=channels,
         high_depth=check_high_depth(config.data.high_depth),
@@ -85,13 +90,8 @@ def build_source(
     data = config.data
     kind = source_kind(data.source)
     specific = kind.specific_settings(data)
-    for key in fields(DataConfig):
-        # a test on other data may keep settings of the run's own data
-        value = getattr(data, key.name)
-        if use != "test" and value not in (None, key.default) and key.name not in (*kind.settings, *_OF_THE_LOADER):
-            raise UserError(
-                f"data.{key.name}={value!r}: not a setting of data={data.source}, which takes {', '.join(kind.settings)}."
-            )
+    if use != "test":  # a test on other data may keep settings of the run's own data
+        refuse_other_settings(data, taken=kind.settings, name=f"data={data.source}")
     decode_options = decode_options_from(config)
     if kind.decodes and not kind.bands and decode_options.channels not in (1, 3):
         raise UserError(
@@ -111,6 +111,23 @@ def build_source(
     if kind.decodes and config.input.channels == "auto":
         _choose_channels(source)
     return source
+
+
+def refuse_other_settings(data: DataConfig, *, taken: Sequence[str], name: str) -> None:
+    """Refuse settings of images that reach nothing in a kind of data.
+
+    Args:
+        data: Settings of the data.
+        taken: Settings that the kind takes, beside those of the loader.
+        name: Name of the kind, for the message.
+
+    Raises:
+        UserError: Another setting is set.
+    """
+    for key in fields(DataConfig):
+        value = getattr(data, key.name)
+        if value not in (None, key.default) and key.name not in (*taken, *_OF_THE_LOADER):
+            raise UserError(f"data.{key.name}={value!r}: not a setting of {name}, which takes {', '.join(taken)}.")
 
 
 def _check_channels(source: "Source", facts: "Facts", *, setting: str) -> None:

@@ -3,11 +3,12 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune.config import compose, from_yaml, with_overrides
-from finetune.config.schema import Config
+from finetune.config.schema import Config, DataConfig
 from finetune.data.sources import source_kind
+from finetune.data.sources.kind import FILE_KEYS
 from finetune.errors import UserError
 from finetune.near_paths import did_you_mean_path
 from finetune.run_names import CONFIG
@@ -17,30 +18,34 @@ if TYPE_CHECKING:
     from finetune.data.decode import DecodeOptions
 
 
-# settings that say how files become pixels
-_READING = ("max_pixels", "high_depth", "bit_depth", "integer_range", "float_range")
-
-
-def read_as_trained(config: Config, overrides: Sequence[str], options: "DecodeOptions") -> None:
-    """Set how image files are read to what training recorded, unless an override says otherwise.
+def read_as_trained(
+    config: Config, overrides: Sequence[str], options: "DecodeOptions", *, settings: Sequence[str] | None = None
+) -> None:
+    """Set how images are read to what training recorded, unless an override says otherwise.
 
     An override also takes the place of what it contradicts: a bit depth that of a range of integers, and the reverse; either
     that of ``high_depth=stretch``; and another ``high_depth`` that of ranges and bit depth.
+
+    Args:
+        config: Configuration to change.
+        overrides: Checked overrides.
+        options: How training read images.
+        settings: Settings of the data that may be set; None for those of its kind.
     """
+    settings = source_kind(config.data.source).settings if settings is None else settings
     data, recorded = config.data, options.to_plain()
-    typed = {key for key in _READING if any(word.startswith(f"data.{key}=") for word in overrides)}
+    typed = {key for key in FILE_KEYS if any(word.startswith(f"data.{key}=") for word in overrides)}
     if "bit_depth" in typed and data.bit_depth == "auto":
         typed.remove("bit_depth")  # the range of training is kept
-    instead: dict[str, Any] = {}
+    reset: set[str] = set()
     if "high_depth" in typed and data.high_depth != recorded["high_depth"]:
-        instead = {"bit_depth": "auto", "integer_range": None, "float_range": None}
+        reset |= {"bit_depth", "integer_range", "float_range"}
     if "bit_depth" in typed:
-        instead |= {"integer_range": None, "high_depth": "full"}
+        reset |= {"integer_range", "high_depth"}
     if "integer_range" in typed:
-        instead |= {"bit_depth": "auto", "high_depth": "full"}
-    for key, value in (recorded | instead).items():
-        if key in source_kind(data.source).settings and key not in typed:
-            setattr(data, key, value)
+        reset |= {"bit_depth", "high_depth"}
+    for key in (reset | set(recorded)) & set(settings) - typed:
+        setattr(data, key, getattr(DataConfig(), key) if key in reset else recorded[key])
 
 
 # settings that say how a table names what it holds

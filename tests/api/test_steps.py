@@ -189,6 +189,51 @@ def test_show_batch_takes_grey_arrays_of_a_data_set() -> None:
     assert [axes.images[0].get_array().shape for axes in figure.axes if axes.images] == [(16, 16)] * 4
 
 
+DEEP = dict.fromkeys(
+    ("train", "val", "test"),
+    tuple((Image.fromarray(np.full((8, 8), level, np.uint16)), number) for number, level in enumerate((4095, 2048))),
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "levels"),
+    [
+        ([], [16, 8]),
+        (["data.bit_depth=12"], [255, 128]),
+        (["data.integer_range=[0,8190]"], [128, 64]),
+        (["data.high_depth=stretch"], [255, 0]),
+    ],
+)
+def test_deep_pictures_in_memory_are_read_by_the_settings_of_depth(words: list[str], levels: list[int]) -> None:
+    from finetune.api.settings import FitArguments
+    from finetune.data.decode import DecodeOptions
+
+    deep = DEEP
+    if "data.high_depth=stretch" in words:  # by the range of each picture
+        halves = np.repeat([[4095, 2048]], 8, axis=0).astype(np.uint16)
+        deep = dict.fromkeys(DEEP, ((Image.fromarray(halves), 0), (Image.fromarray(halves[:, ::-1]), 1)))
+    arguments = FitArguments(data=deep, classes=["a", "b"], overrides=words)
+    trained, tested = arguments.config_and_objects()[1].source, arguments.evaluation_source()
+    assert trained is not None
+    as_trained = arguments.evaluation_source(read_as=DecodeOptions(channels=1, integer_range=(0, 65535)))
+    for source in (trained, tested, as_trained):
+        found = [source.read(row).unique().tolist() for row in range(2)]
+        assert found == ([sorted(levels)] * 2 if deep is not DEEP else [[level] for level in levels])
+
+
+@pytest.mark.parametrize(
+    "word", ["data.group_pattern=(a)", "data.max_pixels=9", "data.on_unreadable=skip", "data.layout=classes"]
+)
+def test_a_setting_of_files_is_refused_for_data_given_as_objects(word: str) -> None:
+    from finetune.api.settings import FitArguments
+
+    key = word.partition("=")[0]
+    with pytest.raises(
+        UserError, match=rf"{key}='?.*: not a setting of data given as objects, which takes val_fraction, "
+    ):
+        FitArguments(data=DEEP, classes=["a", "b"], overrides=[word, "data.batch_size=2"]).config_and_objects()
+
+
 def test_deep_pictures_in_memory_are_tested_as_training_read_deep_files() -> None:
     from finetune.api.settings import FitArguments
     from finetune.data.decode import DecodeOptions

@@ -12,7 +12,11 @@ if TYPE_CHECKING:  # a configuration is checked against this table before NumPy 
     from finetune.data.listing import Listing
 
 SPLIT_KEYS = tuple(field.name for field in fields(SplitSettings) if field.name != "seed")
-FILE_KEYS = ("on_unreadable", "max_pixels", "high_depth", "bit_depth", "integer_range", "float_range")
+# how more than 8 bits become 8
+DEPTH_KEYS = ("high_depth", "bit_depth", "integer_range", "float_range")
+FILE_KEYS = ("on_unreadable", "max_pixels", *DEPTH_KEYS)
+# settings of images that are given as Python objects
+OBJECT_KEYS = (*SPLIT_KEYS, *DEPTH_KEYS)
 
 
 @dataclass(frozen=True, kw_only=True)
