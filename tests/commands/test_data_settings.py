@@ -115,7 +115,7 @@ def test_every_setting_that_a_source_takes_is_a_key_of_the_configuration():
         assert set(kind.settings) <= keys, name
         built = set(inspect.signature(kind.builder()).parameters)
         # what a run hands over beside its settings
-        built -= {"listing", "use"}
+        built -= {"listing", "use", "download"}
         assert built == {
             *kind.specific,
             "split",
