@@ -71,6 +71,19 @@ def test_a_chain_is_cut_after_each_stage_to_the_same_bits_and_another_module_aft
     assert torch.equal(suffix(prefix(images)), backbone(images))
 
 
+def test_a_module_that_a_chain_runs_twice_runs_twice_in_its_parts() -> None:
+    twice = nn.ReLU()
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), twice, nn.Conv2d(4, 4, 3), twice, nn.Conv2d(4, 4, 3), nn.Flatten()).eval()
+    spec = InputSpec(size=(12, 12), crop_pct=1.0)
+    stages = {"stem": ["0"], "layer1": ["2"], "layer2": ["4"]}
+    backbone = finetune.build_backbone(nn.Sequential(*net), stages=stages, input_spec=spec)
+    images = torch.randn(2, 3, 12, 12)
+    for stage in backbone.boundaries:
+        prefix, suffix = backbone.split(stage)
+        assert torch.equal(suffix(prefix(images)), net(images))
+    assert backbone.boundaries == backbone.stages
+
+
 @pytest.mark.parametrize(
     ("stages", "message"),
     [

@@ -156,7 +156,9 @@ def _steps(net: nn.Module, stages: Mapping[str, Sequence[str]]) -> dict[str, lis
     names = list(stages)
     steps: dict[str, list[nn.Module]] = {name: [] for name in names}
     position = 0
-    for key, module in net.named_children():
+    # the children as the network runs them: `named_children` leaves out one that comes a second time
+    for key, module in net._modules.items():
+        assert module is not None, "the network has run"
         found = [number for number, name in enumerate(names) if key in stages[name]]
         if not found and next(module.parameters(), None) is not None:
             return None  # the stages divide the inside of a child
