@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from finetune.activation_cache.device_rows import DeviceRows, room_on
-from finetune.activation_cache.frozen_prefix import Prefix
+from finetune.activation_cache.frozen_prefix import Prefix, in_half_precision
 from finetune.activation_cache.policy import CachePolicy
 from finetune.activation_cache.store import Entry, Layout, open_entry, why_unusable
 from finetune.counted import in_bytes
@@ -22,7 +22,7 @@ from finetune.errors import FileError
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
 from finetune.models.classifier import Classifier
-from finetune.models.user_modules import OWN, code_digest
+from finetune.models.user_modules import OWN, code_digest, modules_digest
 from finetune.models.weights import state_hash
 from finetune.phases import ResolvedPhase
 from finetune.plain import Json
@@ -173,7 +173,9 @@ def open_store(
     with context():
         image = torch.zeros(1, spec.channels, *spec.size, dtype=torch.uint8, device=device)
         activation = Prefix(classifier, cached_stage, fold=False)(image)
-        prefix = Prefix(classifier, cached_stage, fold=activation.dtype != torch.float32)
+        # as where no activations are cached: some networks give single precision from half, so their dtype does not tell
+        prefix = Prefix(classifier, cached_stage, fold=in_half_precision(device))
+        half = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
     key = depends_on(
         classifier.backbone,
         input_spec=spec,
@@ -181,6 +183,7 @@ def open_store(
         cached_stage=cached_stage,
         source=images.source,
         dtype=activation.dtype,
+        autocast=half,
         folded=prefix.folded,
         device=device.type,
     )
@@ -206,6 +209,7 @@ def depends_on(
     cached_stage: str,
     source: Source,
     dtype: torch.dtype,
+    autocast: torch.dtype | None,
     folded: bool,
     device: str,
 ) -> dict[str, Json]:
@@ -218,13 +222,19 @@ def depends_on(
         cached_stage: Stage after which activations are cached.
         source: Source of the images.
         dtype: Dtype of the activations.
+        autocast: Dtype of mixed precision; None without it.
         folded: Whether BatchNorm is folded into the convolutions.
         device: Type of the device that computes.
     """
     stages = backbone.stages[: backbone.stages.index(cached_stage) + 1]
     state = {n: t for n, t in backbone.state_dict().items() if backbone.stage_of(n.removeprefix("net.")) in stages}
     # the version of a library identifies its code; user-supplied code may have changed since
-    own = {"code": code_digest(type(module) for module in backbone.net.modules())} if backbone.source == OWN else {}
+    own: dict[str, Json] = {}
+    if backbone.source == OWN:
+        own = {
+            "code": code_digest(type(module) for module in backbone.net.modules()),
+            "modules": modules_digest(backbone.net),
+        }
     return {
         **own,
         "weights": state_hash(state),
@@ -233,11 +243,25 @@ def depends_on(
         "data": source.index.fingerprint(),
         "reading": {**source.decode_options.to_plain(), "channels": source.decode_options.channels},
         "dtype": str(dtype),
+        "autocast": "off" if autocast is None else str(autocast),
+        "float32": _float32_precision(device),
         "folded": folded,
         "device": device,
         # includes our own version, because a release may change the views
         "versions": versions(),
     }
+
+
+def _float32_precision(device: str) -> list[str]:
+    """Return how a device multiplies and convolves in single precision, which PyTorch can be set to round."""
+    backends: Any = torch.backends
+    used = (
+        (backends.cuda.matmul, backends.cudnn.conv)
+        if device == "cuda"
+        else (backends.mkldnn.matmul, backends.mkldnn.conv)
+    )
+    # not torch.get_float32_matmul_precision, which fails where a user has set one of these
+    return [str(backend.fp32_precision) for backend in used]
 
 
 class ActivationCache:

@@ -32,6 +32,7 @@ class CachedFeatures:
             cached_stage=cached_stage,
             source=source,
             dtype=torch.float32,
+            autocast=None,
             folded=False,
             device="cpu",
         )

@@ -23,11 +23,12 @@ accuracy in % and test loss of a frozen ``tf_efficientnet_lite0`` with its Image
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 from finetune.activation_cache.store import free_bytes, why_unusable
 from finetune.counted import counted
@@ -41,6 +42,7 @@ from finetune.plain import Json
 _SHARE_OF_FREE = 0.5
 
 CachedView = Literal["", "evaluation", "training"]
+Autocast = Callable[[torch.device], torch.autocast]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,13 @@ def pool_size(epochs: int) -> int:
 
 
 def plan_caches(
-    classifier: Classifier, phases: Sequence[ResolvedPhase], index: Index, *, max_gb: float, item_bytes: int
+    classifier: Classifier,
+    phases: Sequence[ResolvedPhase],
+    index: Index,
+    *,
+    max_gb: float,
+    weights_dtype: torch.dtype,
+    autocast: Autocast,
 ) -> list[CachePolicy]:
     """Choose a policy for each phase.
 
@@ -142,14 +150,24 @@ def plan_caches(
         phases: Phases of the schedule.
         index: Images of each split.
         max_gb: Limit of the whole cache, in units of 10^9 bytes.
-        item_bytes: Bytes per number of an activation: 2 in half precision, else 4.
+        weights_dtype: Dtype of the weights during training.
+        autocast: Function that returns the context of mixed precision on a device.
     """
     images = {split: len(index.rows(split)) for split in ("train", "val")}
-    return [_choose(classifier, phase, images, max_gb=max_gb, item_bytes=item_bytes) for phase in phases]
+    return [
+        _choose(classifier, phase, images, max_gb=max_gb, weights_dtype=weights_dtype, autocast=autocast)
+        for phase in phases
+    ]
 
 
 def _choose(
-    classifier: Classifier, phase: ResolvedPhase, images: dict[str, int], *, max_gb: float, item_bytes: int
+    classifier: Classifier,
+    phase: ResolvedPhase,
+    images: dict[str, int],
+    *,
+    max_gb: float,
+    weights_dtype: torch.dtype,
+    autocast: Autocast,
 ) -> CachePolicy:
     asked_views = phase.cache if isinstance(phase.cache, int) else None
 
@@ -171,9 +189,12 @@ def _choose(
         return no_cache(unusable)
     if phase.cache == "auto" and phase.epochs == 1 and not phase.needs_features:
         return no_cache("one epoch sees each image once")
-    shape = activation_shape(classifier, stage)
+    activation = _example_activation(classifier, stage, autocast)
+    shape = activation.shape[1:]
     views = _training_views(phase, shape)
-    total = math.prod(shape) * item_bytes * ((views or 1) * images["train"] + images["val"])
+    # mixed precision gives half or single precision, by the network's last operation; weights of another dtype give theirs
+    dtype = activation.dtype if weights_dtype == torch.float32 else weights_dtype
+    total = math.prod(shape) * dtype.itemsize * ((views or 1) * images["train"] + images["val"])
     if total > max_gb * 1e9:
         return no_cache(f"{total / 1e9:.1f} GB of activations are more than cache.max_gb={max_gb:g}")
     if total > _SHARE_OF_FREE * free_bytes():
@@ -210,10 +231,11 @@ def _describe(phase: ResolvedPhase, views: int | None) -> str:
 
 
 @torch.no_grad()
-def activation_shape(classifier: Classifier, stage: str) -> tuple[int, ...]:
-    """Return the shape of the activation of one image after a stage."""
-    spec = classifier.input_spec
+def _example_activation(classifier: Classifier, stage: str, autocast: Autocast) -> Tensor:
+    """Return the activation of one image after a stage."""
+    spec, device = classifier.input_spec, next(classifier.parameters()).device
     prefix, _ = classifier.backbone.split(stage)
-    pixels = torch.zeros(1, spec.channels, *spec.size, dtype=torch.uint8, device=next(classifier.parameters()).device)
-    with evaluating(classifier):
-        return tuple(prefix(classifier.prepare(pixels)).shape[1:])
+    pixels = torch.zeros(1, spec.channels, *spec.size, dtype=torch.uint8, device=device)
+    with evaluating(classifier), autocast(device):
+        activation: Tensor = prefix(classifier.prepare(pixels))
+    return activation

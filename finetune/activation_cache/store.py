@@ -43,7 +43,7 @@ META, DATA, ROWS, CHUNKS, USED, LOCK = "meta.json", "data.bin", "rows.bin", "chu
 # changing this number keeps a version from reading rows that another version wrote with a different meaning
 VERSION = 2
 _CRC_TYPE, _WRITTEN_TYPE = np.dtype(np.uint32), np.dtype(np.uint8)
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def features_folder() -> Path | None:
@@ -85,7 +85,7 @@ class Layout:
     Args:
         rows: Number of rows.
         shape: Shape of one row.
-        dtype: ``float32``, ``float16`` or ``bfloat16``.
+        dtype: ``float64``, ``float32``, ``float16`` or ``bfloat16``.
         chunk_rows: Largest number of rows computed, checked and claimed together.
     """
 

@@ -2,10 +2,14 @@
 
 import hashlib
 import inspect
+import json
+import pickle
+import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +23,7 @@ from finetune.terminal import printable
 
 # in descriptions: the name of a head, and the source of a backbone, that is a user-supplied module
 OWN = "own"
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 # packages whose version identifies their code
 _LIBRARIES = ("builtins", "torch", "torchvision", "timm", "transformers", "finetune", "typing", "abc")
 
@@ -47,12 +52,45 @@ def code_digest(things: Iterable[type | Callable[..., Any]]) -> str:
 
 
 def _source(thing: type | Callable[..., Any]) -> str:
-    """Return the text of the file that defines a class or a function, or else its own source, or its name."""
+    """Return the text of the file that defines a class or a function, or else its own source, or a mark of its own."""
     with suppress(OSError, TypeError, UnicodeDecodeError):  # defined in a notebook, or compiled
         return Path(inspect.getfile(thing)).read_text()
     with suppress(OSError, TypeError):
         return inspect.getsource(thing)
-    return f"{thing.__module__}.{thing.__qualname__}"
+    return _own_mark(thing)
+
+
+def modules_digest(net: nn.Module) -> str:
+    """Return the SHA-256 of the modules of a network: their names, classes and attributes, without parameters and buffers.
+
+    Two networks with the same weights and code compute different features with another activation, stride or factor.
+
+    >>> modules_digest(nn.ReLU()) == modules_digest(nn.GELU())
+    False
+    """
+    whole = hashlib.sha256()
+    for name, module in net.named_modules(remove_duplicate=False):
+        attributes = {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
+        for part in (name, class_name(module), _values(module, attributes)):
+            whole.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    return whole.hexdigest()
+
+
+def _values(owner: nn.Module, attributes: Mapping[str, Any]) -> str:
+    with suppress(TypeError, ValueError):
+        return json.dumps(attributes)
+    try:
+        return pickle.dumps(attributes).hex()
+    except Exception:  # values of any type
+        return _own_mark(owner)
+
+
+# of things that cannot be described: the same within this process, and never that of another thing
+_marks: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+
+def _own_mark(thing: Any) -> str:
+    return _marks.setdefault(thing, uuid.uuid4().hex)
 
 
 def check_head(head: nn.Module, *, num_features: int, num_classes: int) -> None:

@@ -129,6 +129,11 @@ def decide(config: Config, parts: RunParts) -> Computation:
         accelerator=str(config.trainer.get("accelerator", "auto")),
     )
     policies = plan_caches(
-        parts.classifier, parts.phases, parts.source.index, max_gb=config.cache.max_gb, item_bytes=precision.item_bytes
+        parts.classifier,
+        parts.phases,
+        parts.source.index,
+        max_gb=config.cache.max_gb,
+        weights_dtype=precision.weights_dtype,
+        autocast=precision.autocast,
     )
     return Computation(precision=precision, cache_policies=policies, phases=with_solvers(parts.phases, policies))

@@ -43,9 +43,20 @@ class Precision:
     why: str
 
     @property
-    def item_bytes(self) -> int:
-        """Return the bytes per value of an activation."""
-        return 2 if "16" in self.name else 4
+    def _half(self) -> torch.dtype:
+        return torch.bfloat16 if "bf16" in self.name else torch.float16
+
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """Return the dtype of the weights."""
+        if self.name.startswith("64"):
+            return torch.float64
+        return self._half if "16" in self.name and self.name.endswith("true") else torch.float32
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Return the context in which the operations of mixed precision run; in another precision it changes nothing."""
+        mixed = "16" in self.name and not self.name.endswith("true")
+        return torch.autocast(device.type, self._half, enabled=mixed)
 
 
 def choose_precision(setting: str, classifier: Classifier, *, accelerator: str) -> Precision:

@@ -179,6 +179,49 @@ def test_what_an_activation_depends_on_is_in_its_key(
     assert f"cached layer4 activations: {78 - found} computed, {found} reused" in out
 
 
+def test_features_that_stay_in_single_precision_are_shared_by_no_other_precision(
+    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # the sum of a vision transformer's blocks is float32 in half precision too, and differs
+    given = words("schedule=frozen", "schedule.epochs=1", "schedule.cache=features", "backbone.name=test_vit")
+    for precision in ("32-true", "bf16-mixed"):
+        train_tiny([*given, f"trainer.precision={precision}"], tmp_path / precision)
+        assert "activations: 42 computed, 0 reused" in capsys.readouterr().out
+    torch.set_float32_matmul_precision("medium")
+    try:
+        train_tiny([*given, "trainer.precision=32-true"], tmp_path / "medium")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert "activations: 42 computed, 0 reused" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "item_bytes"),
+    [
+        ("resnet10t", "32-true", 4),
+        ("resnet10t", "bf16-mixed", 2),
+        ("test_vit", "bf16-mixed", 4),
+    ],
+)
+def test_the_size_that_is_planned_is_the_size_that_is_written(
+    words: Words, tmp_path: Path, name: str, precision: str, item_bytes: int
+) -> None:
+    chosen = [f"backbone.name={name}", f"trainer.precision={precision}", "schedule.cache=features"]
+    train_tiny(words("schedule=frozen", "schedule.epochs=1", *chosen), tmp_path / "run")
+    plan = json.loads((tmp_path / "run/plan.json").read_text())
+    features = 512 if name == "resnet10t" else 64
+    folder = features_folder()
+    assert folder is not None
+    written = sum(file.stat().st_size for file in folder.glob("*/data.bin"))
+    assert plan[0]["cache"]["bytes"] == written == 42 * features * item_bytes
+
+
+def test_a_cached_phase_trains_in_double_precision(words: Words, tmp_path: Path) -> None:
+    chosen = ["trainer.precision=64-true", "schedule.cache=features"]
+    run = train_tiny(words("schedule=frozen", "schedule.epochs=1", *chosen), tmp_path / "run")
+    assert run.results.phases[0].cached_after == "layer4"
+
+
 def test_a_damaged_chunk_is_computed_again(words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = words("schedule=frozen", "schedule.epochs=2", "schedule.cache=1")
     train_tiny(given, tmp_path / "first")

@@ -1,5 +1,6 @@
 """The user's own modules: a backbone with named stages and a head, in a model, in a bundle, and back."""
 
+import copy
 import json
 import logging
 from collections import OrderedDict
@@ -14,6 +15,7 @@ import finetune
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
 from finetune.models.sources.from_own import IN_SETTINGS, backbone_of
+from finetune.models.user_modules import code_digest, modules_digest
 from tests.models.own_parts import STAGES, Head, Net, chain
 from tests.training.test_library_use import loader, trainer
 
@@ -82,6 +84,43 @@ def test_a_module_that_a_chain_runs_twice_runs_twice_in_its_parts() -> None:
         prefix, suffix = backbone.split(stage)
         assert torch.equal(suffix(prefix(images)), net(images))
     assert backbone.boundaries == backbone.stages
+
+
+class _Scaled(nn.Module):
+    def __init__(self, factor: float, act: Callable[[Tensor], Tensor] = torch.relu) -> None:
+        super().__init__()
+        self._factor, self.act = factor, act
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.act(self._factor * maps)
+
+
+def test_modules_of_the_same_weights_that_compute_something_else_have_another_digest() -> None:
+    def digest(last: nn.Module) -> str:
+        torch.manual_seed(0)
+        return modules_digest(nn.Sequential(nn.Conv2d(3, 4, 3), last))
+
+    kinds = [nn.ReLU(), nn.GELU(), nn.MaxPool2d(2), nn.MaxPool2d(2, stride=1), nn.ReLU6()]
+    kinds += [_Scaled(1.0), _Scaled(2.0), _Scaled(1.0, torch.tanh)]
+    digests = [digest(kind) for kind in kinds]
+    assert len(set(digests)) == len(kinds)
+    assert digests == [digest(copy.deepcopy(kind)) for kind in kinds]
+
+
+def test_code_that_cannot_be_read_or_compared_is_only_its_own() -> None:
+    # as in a notebook: two cells that define one name
+    scope: dict[str, type[nn.Module]] = {}
+    cells = []
+    for factor in (1, 2):
+        exec(
+            f"class Net(nn.Module):\n    def forward(self, x):\n        return {factor} * x",
+            {"nn": nn, "__name__": "cell"},
+            scope,
+        )
+        cells.append(scope["Net"])
+    assert code_digest([cells[0]]) == code_digest([cells[0]]) != code_digest([cells[1]])
+    nets = [_Scaled(1.0, lambda maps: maps), _Scaled(1.0, lambda maps: -maps)]
+    assert modules_digest(nets[0]) == modules_digest(nets[0]) != modules_digest(nets[1])
 
 
 @pytest.mark.parametrize(
