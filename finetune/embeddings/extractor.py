@@ -296,6 +296,8 @@ def restore_extractor(
             seed=model["seed"],
             **description["kwargs"],
         )
+    # first, because it changes only a network that records another size
+    fit_to_size(backbone, spec.size)
     backbone.input_spec = InputSpec.from_dict(description["input_spec"])
     extractor = extractor_from_backbone(
         backbone,

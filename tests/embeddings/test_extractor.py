@@ -83,6 +83,15 @@ def test_a_backbone_that_was_never_trained_here_can_be_had_again(channels: int) 
     assert again.identity == first.identity
 
 
+def test_a_network_of_one_size_at_another_can_be_had_again() -> None:
+    backbone = build_backbone("vit_tiny_patch16_224", weights="none", embed_dim=48, depth=1, num_heads=3)
+    first = extractor_from_backbone(backbone, weights="none", seed=0, size=(32, 48))
+    again = restore_extractor({**first.identity, "model": first.model})
+    images = list(torch.randint(0, 256, (3, 3, 32, 48), dtype=torch.uint8))
+    np.testing.assert_array_equal(again.embed(images), first.embed(images))
+    assert again.identity == first.identity
+
+
 def test_a_run_can_be_had_again_also_where_it_was_moved(bundle: Path, images: torch.Tensor, tmp_path: Path) -> None:
     first = extractor_from_run(bundle, stage="layer3")
     metadata = {**first.identity, "model": first.model}
