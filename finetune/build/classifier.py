@@ -115,7 +115,9 @@ def build_model(
     settings: dict[str, Any] = {"name": config.head.name, "drop_rate": config.head.drop_rate}
     if (kind := HEADS.get(config.head.name)) is not None:
         settings |= kind.specific_settings(config.head)
-    if not ADAPTATIONS[config.input.adapt].exact and source.decode_options.channels == 1:
+    # weights with an adapted stem have no exact adaptation to compare with
+    pretrained_stem = backbone.adapted is None
+    if pretrained_stem and not ADAPTATIONS[config.input.adapt].exact and source.decode_options.channels == 1:
         import torch
 
         from finetune.data.transforms import eval_view

@@ -14,6 +14,7 @@ from finetune.models.backbone import Backbone
 from finetune.models.hub import UnavailableError, hub_file
 from finetune.models.library_input_spec import spec_from_timm, spec_from_transformers
 from finetune.models.package_weights import INSTALL, PACKAGES, load_package
+from finetune.models.pools import TIMM_POOLS
 from finetune.models.sources import fit_pool, fit_to_size, source_module
 from finetune.models.state_dict_names import is_transformers_layout, to_torchvision, to_transformers
 from finetune.models.user_modules import OWN
@@ -156,11 +157,38 @@ def load_folder(backbone: Backbone, folder: Path) -> None:
             f"backbone.weights='{folder}': made for the timm network {theirs!r}. backbone.name is {ours!r}. "
             f"Set backbone.name={theirs}."
         )
-    load_file(backbone, path)
+    spec = None
     if "pretrained_cfg" in config:
-        backbone.input_spec = spec_from_timm(config["pretrained_cfg"], img_size=backbone.kwargs.get("img_size"))
+        spec = spec_from_timm(config["pretrained_cfg"])
     elif preprocessor:
-        backbone.input_spec = spec_from_transformers(preprocessor)
+        spec = spec_from_transformers(preprocessor)
+    if spec is not None and "img_size" in backbone.kwargs:
+        spec = replace(spec, size=backbone.input_spec.size)
+    if backbone.source == "timm":
+        fit_pool(backbone, _pool_of_folder(backbone, config, folder))
+    # before the weights, whose position tables have this size
+    fit_to_size(backbone, None if spec is None else spec.size)
+    load_file(backbone, path)
+    if spec is not None:
+        backbone.input_spec = spec
+
+
+def _pool_of_folder(backbone: Backbone, config: Mapping[str, Any], folder: Path) -> str | None:
+    """Return how the network of a timm folder pools; None as the network was made.
+
+    Raises:
+        UserError: ``backbone.pool`` has no name for it.
+    """
+    theirs = (config.get("model_args") or {}).get("global_pool")
+    if theirs is None or theirs == getattr(backbone.net, "global_pool", None):
+        return None
+    for name, timms in TIMM_POOLS.items():
+        if timms == theirs:
+            return name
+    raise UserError(
+        f"backbone.weights='{folder}': was trained with timm's global_pool={str(theirs)[:80]!r}, which backbone.pool does not "
+        "have. Give the file of the weights itself to pool as backbone.name does."
+    )
 
 
 def load_hub(backbone: Backbone, repo: str) -> None:

@@ -14,7 +14,10 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from finetune.build import assemble
+from finetune.config import compose
 from finetune.errors import UserError
+from finetune.export.formats.timm import export_timm
 from finetune.models import pretrained
 from finetune.models.backbone import Backbone
 from finetune.models.build import build_backbone
@@ -144,6 +147,30 @@ def test_a_timm_folder_brings_weights_and_input(tmp_path: Path, settled: Settle)
         build_backbone(source="timm", name="resnet34", weights=str(tmp_path / "net"))
 
 
+@pytest.mark.parametrize(("pool", "size"), [("mean", (32, 48)), ("cls", (48, 32)), (None, (32, 48))])
+@torch.no_grad()
+def test_a_timm_folder_brings_its_size_and_its_pooling(tmp_path: Path, pool: str | None, size: tuple[int, int]) -> None:
+    kwargs = {"embed_dim": 48, "depth": 1, "num_heads": 3}
+    trained = build_backbone("vit_tiny_patch16_224", weights="none", pool=pool, **kwargs)
+    model = build_classifier(trained, classes=("a", "b"), size=size).eval()
+    folder = tmp_path / "timm"
+    folder.mkdir()
+    export_timm(model, folder)
+    again = build_backbone("vit_tiny_patch16_224", weights=folder, **kwargs)
+    assert (again.input_spec.size, again.pool) == (size, trained.pool)
+    pixels = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    started = build_classifier(again, classes=("x", "y", "z")).eval()
+    assert torch.equal(started.embed(pixels), model.embed(pixels))
+
+
+def test_patches_of_another_size_are_refused(tmp_path: Path) -> None:
+    kwargs = {"embed_dim": 48, "depth": 1, "num_heads": 3}
+    coarse = build_backbone("vit_tiny_patch16_224", weights="none", patch_size=32, **kwargs)
+    save_file(coarse.net.state_dict(), tmp_path / "coarse.safetensors")
+    with pytest.raises(UserError, match=r"other shape .*patch_embed\.proj\.weight"):
+        build_backbone("vit_tiny_patch16_224", weights=tmp_path / "coarse.safetensors", **kwargs)
+
+
 def test_a_hub_name_is_read_from_the_cache_with_its_input(no_network: Path, settled: Settle) -> None:
     state = timm_state(settled)
     cfg = {"input_size": [3, 160, 160]}
@@ -204,6 +231,14 @@ def test_a_grey_model_is_the_start_of_another_grey_model_with_other_classes(
     if adapt != "expand":
         with pytest.raises(UserError, match=rf"stem made for input.channels=1 input.adapt={adapt}"):
             grey(build_backbone(source="timm", name="resnet18", weights=str(path)), ("x", "y"), "expand")
+
+
+def test_a_run_starts_from_weights_whose_stem_was_summed(words: Callable[..., list[str]], tmp_path: Path) -> None:
+    chosen = ["input.channels=1", "input.adapt=sum", "backbone.name=resnet10t"]
+    first = assemble(compose(words(*chosen))).classifier.backbone
+    save_backbone(tmp_path / "b.safetensors", backbone=first, size=(32, 32))
+    started = assemble(compose(words(*chosen, f"backbone.weights={tmp_path / 'b.safetensors'}"))).classifier.backbone
+    assert holds(started, first.net.state_dict())
 
 
 def test_a_run_folder_stands_for_the_bundle_in_it_and_damaged_weights_are_refused(

@@ -203,6 +203,11 @@ def with_positions_resampled(net: Any, state: dict[str, Tensor]) -> dict[str, Te
         return state
     if any(value.shape != own[key].shape for key, value in changed.items() if key in own):
         return state
+    # timm resamples the kernels of patches of another size too, which then compute something else
+    if any(
+        "patch_embed" in key and changed[key].numel() != state[key].numel() for key in changed.keys() & state.keys()
+    ):
+        return state
     if tables := [key for key in changed if key in state and changed[key].shape != state[key].shape]:
         log.info("position tables resampled to the size of the network: %s.", shortened(tables))
     return changed
