@@ -178,12 +178,14 @@ def resume(
     config = from_yaml(inside(folder, CONFIG))
     source = None if data is None else FitArguments(data=data, classes=classes).source_for(config)
     if backbone is not None and not isinstance(backbone, Backbone):
-        described: Any = read_run_record(folder).model["backbone"]
+        model: Any = read_run_record(folder).model
+        described = model["backbone"]
         if described["source"] != OWN:
             raise UserError(
                 "backbone: this run started with a network of a library. Give finetune.build_backbone(...)."
             )
-        backbone = backbone_from_description(described, module=backbone)
+        adapted = (model["input_spec"]["channels"], model["adapt"])
+        backbone = backbone_from_description(described, module=backbone, adapted=adapted)
     objects = PythonObjects(
         source=source,
         backbone=backbone,

@@ -92,12 +92,15 @@ def load_own_weights(backbone: Backbone, weights: str | Path | None) -> None:
     load_weights(backbone, str(weights))
 
 
-def backbone_from_description(description: Mapping[str, Any], *, module: nn.Module | None = None) -> Backbone:
+def backbone_from_description(
+    description: Mapping[str, Any], *, module: nn.Module | None = None, adapted: tuple[int, str] | None = None
+) -> Backbone:
     """Build the architecture that :meth:`Backbone.describe` described, with random weights; download nothing.
 
     Args:
         description: Plain values.
         module: The network, if it is user-supplied; None for a library's.
+        adapted: Channels and adaptation of the model that was described. A user-supplied network may have been adapted already.
 
     Raises:
         UserError: The description does not fit this version, or the module does not fit the description.
@@ -109,7 +112,9 @@ def backbone_from_description(description: Mapping[str, Any], *, module: nn.Modu
             raise UserError(f"backbone: {description['name']} is a user-supplied class. Give a module of it.")
         kwargs = description["kwargs"]
         spec = InputSpec.from_dict(description["input_spec"])
-        return backbone_of(module, stages=kwargs["stages"], input_spec=spec, target=kwargs.get("target"))
+        return backbone_of(
+            module, stages=kwargs["stages"], input_spec=spec, target=kwargs.get("target"), adapted=adapted
+        )
     with cache_alone():
         backbone = _architecture(description["source"], description["name"], description["kwargs"], seed=0)
     spec = InputSpec.from_dict(description["input_spec"])

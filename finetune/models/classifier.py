@@ -348,7 +348,9 @@ def classifier_from_description(
         if class_name(module) != needed[part]:
             log.warning("%s: saved with %s, loaded into %s.", part, needed[part], class_name(module))
     spec, settings = InputSpec.from_dict(description["input_spec"]), description["head"]
-    backbone = backbone_from_description(description["backbone"], module=given.get("backbone"))
+    backbone = backbone_from_description(
+        description["backbone"], module=given.get("backbone"), adapted=(spec.channels, description["adapt"])
+    )
     backbone.adapt_input(channels=spec.channels, adapt=description["adapt"], seed=0)
     if (own := given.get("head")) is not None:
         check_head(own, num_features=backbone.num_features, num_classes=len(description["classes"]))

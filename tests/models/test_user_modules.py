@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import finetune
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
+from finetune.models.classifier import classifier_from_description
 from finetune.models.sources.from_own import IN_SETTINGS, backbone_of
 from finetune.models.user_modules import code_digest, modules_digest
 from tests.models.own_parts import STAGES, Head, Net, chain
@@ -84,6 +85,22 @@ def test_a_module_that_a_chain_runs_twice_runs_twice_in_its_parts() -> None:
         prefix, suffix = backbone.split(stage)
         assert torch.equal(suffix(prefix(images)), net(images))
     assert backbone.boundaries == backbone.stages
+
+
+@pytest.mark.parametrize(("channels", "adapt"), [(1, "fold"), (1, "sum"), (5, "tile"), (1, "reinit"), (3, "reinit")])
+def test_a_network_whose_stem_was_adapted_is_put_back_into_its_bundle(
+    channels: int, adapt: str, tmp_path: Path, pixels: Callable[..., Tensor]
+) -> None:
+    backbone = finetune.build_backbone(Net(), stages=STAGES, input_spec=SPEC)
+    model = finetune.build_classifier(backbone, classes=CLASSES, channels=channels, adapt=adapt).eval()
+    images = pixels(channels)
+    expected, state = model(images), copy.deepcopy(model.state_dict())
+    # the object that was trained, and a new one
+    for net in (backbone.net, Net()):
+        again = classifier_from_description(json.loads(json.dumps(model.describe())), modules={"backbone": net})
+        again.load_state_dict(state)
+        assert again.backbone.adapted == (channels, adapt)
+        assert torch.equal(again.eval()(images), expected)
 
 
 class _Scaled(nn.Module):

@@ -9,6 +9,7 @@ from torch import nn
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
+from finetune.models.channels import stem_channels
 from finetune.models.pooling import AveragePool
 from finetune.models.stages import StageMap, groups_by_prefix
 from finetune.models.user_modules import OWN, class_name, forward_zeros
@@ -47,6 +48,7 @@ def backbone_of(
     stages: Mapping[str, Sequence[str]] | None,
     input_spec: InputSpec | None = None,
     target: Mapping[str, Any] | None = None,
+    adapted: tuple[int, str] | None = None,
     spelling: Spelling = IN_PYTHON,
 ) -> Backbone:
     """Make a backbone of a module that maps images ``(B, S, H, W)`` to features ``(B, D)`` or maps ``(B, D, h, w)``.
@@ -61,6 +63,8 @@ def backbone_of(
         input_spec: Input that the weights expect; its ``mean`` and ``std`` have one number for each input channel of the
             network. None: 224 x 224 pixels, three channels, ImageNet's mean and standard deviation.
         target: Node that built the module, for a module that a configuration named; None for an object.
+        adapted: Channels and adaptation that its stem may have been changed to already, in place; a stem that takes the number of
+            channels of ``input_spec`` has not been.
         spelling: How messages spell the arguments.
 
     Raises:
@@ -69,12 +73,16 @@ def backbone_of(
     """
     spec = input_spec or InputSpec()
     name = class_name(net)
-    num_features, pools = _features(net, spec, advice=f"Correct it, or {spelling.input_advice}")
+    convolutions = [key for key, module in net.named_modules() if isinstance(module, nn.Conv2d)]
+    if adapted is not None and not _is_adapted(net, convolutions[:1], spec=spec, adapted=adapted):
+        adapted = None
+    channels = len(spec.mean) if adapted is None else stem_channels(channels=adapted[0], adapt=adapted[1])
+    shape = (2, channels, *spec.size)
+    num_features, pools = _features(net, shape, advice=f"Correct it, or {spelling.input_advice}")
     names = _checked_stages(net, stages, setting=spelling.stages)
     prefixes = {stage: tuple(f"{child}." for child in children) for stage, children in names.items()}
-    convolutions = [key for key, module in net.named_modules() if isinstance(module, nn.Conv2d)]
     kwargs: dict[str, Any] = {"stages": {stage: list(children) for stage, children in names.items()}}
-    return Backbone(
+    backbone = Backbone(
         net,
         source=OWN,
         name=name,
@@ -86,11 +94,21 @@ def backbone_of(
         steps=_steps(net, names),
         pooling=AveragePool() if pools else None,
     )
+    backbone.adapted = adapted
+    return backbone
 
 
-def _features(net: nn.Module, spec: InputSpec, *, advice: str) -> tuple[int, bool]:
+def _is_adapted(net: nn.Module, first_convs: Sequence[str], *, spec: InputSpec, adapted: tuple[int, str]) -> bool:
+    """Tell whether a stem takes the number of channels that an adaptation gives it, and not that of its weights."""
+    wanted = stem_channels(channels=adapted[0], adapt=adapted[1])
+    stems = [net.get_submodule(name) for name in first_convs]
+    return wanted != len(spec.mean) and any(
+        isinstance(stem, nn.Conv2d) and stem.in_channels == wanted for stem in stems
+    )
+
+
+def _features(net: nn.Module, shape: tuple[int, int, int, int], *, advice: str) -> tuple[int, bool]:
     """Return the number of features of a network, and whether it ends in maps."""
-    shape = (2, len(spec.mean), *spec.size)
     rule = (
         f"backbone: {class_name(net)} must map images (B, {shape[1]}, H, W) to features (B, D) or maps (B, D, h, w). "
         f"A forward pass of zeros {shape}"
