@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
@@ -248,6 +249,18 @@ def test_networks_that_people_use_are_cut_after_every_stage_to_the_bit(
     backbone = build_backbone(source="timm", name=name, weights="none", **kwargs)
     settled(backbone.net)
     check_split(backbone, everywhere=True)
+
+
+@pytest.mark.skipif(not timm.is_model("vit_base_patch16_sapiens2"), reason="newer than this timm")
+@torch.no_grad()
+def test_a_rotary_network_that_takes_any_size_is_cut_to_the_bit_at_any_size() -> None:
+    small = {"img_size": (64, 32), "depth": 2, "embed_dim": 48, "num_heads": 4, "num_kv_heads": 4}
+    backbone = build_backbone("vit_base_patch16_sapiens2", weights="none", **small).eval()
+    for size in ((64, 32), (32, 64), (48, 48)):
+        images_BSHW = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        for stage in backbone.boundaries:
+            prefix, suffix = backbone.split(stage)
+            assert torch.equal(suffix(prefix(images_BSHW)), backbone(images_BSHW)), (size, stage)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def chain_of(net: Any) -> list[nn.Module] | None:
     kind = type(net).__name__
     if kind == "VisionTransformer":
         return [_Tokens(net), *net.blocks, net.norm, _Pool(net), net.fc_norm]
-    if kind == "Eva" and net.patch_drop is None and not getattr(net, "rope_mixed", False):
+    if kind == "Eva" and net.patch_drop is None and not getattr(net, "rope_mixed", False) and _has_one_grid(net):
         return [_Tokens(net), *(_RotaryBlock(net, block) for block in net.blocks), net.norm, _Pool(net), net.fc_norm]
     if kind not in _CHILDREN:
         return None
@@ -46,6 +46,11 @@ def chain_of(net: Any) -> list[nn.Module] | None:
         child = getattr(net, name.removesuffix("*"))
         chain += list(child) if name.endswith("*") else [child]
     return chain
+
+
+def _has_one_grid(net: Any) -> bool:
+    """Tell whether a network takes images of the size only that it was built for or resized to."""
+    return not net.dynamic_img_size or bool(net.pretrained_cfg.get("fixed_input_size"))
 
 
 class _Tokens(nn.Module):
@@ -78,7 +83,7 @@ class _RotaryBlock(nn.Module):
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         net = self.__dict__["net"]
-        # with dynamic_img_size too: images have the size that the network was built for or resized to
+        # with dynamic_img_size too, see `_has_one_grid`
         shape = (
             {"shape": net.patch_embed.grid_size} if net.dynamic_img_size or not hasattr(net.rope, "feat_shape") else {}
         )
