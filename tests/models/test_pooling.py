@@ -139,6 +139,15 @@ def test_features_of_both_kinds_are_twice_as_long_and_train_a_head() -> None:
         ),
         ({"name": "vit_tiny_patch16_224", "pool": "map", **VIT}, r"It can by cls or mean or cls_mean\."),
         ({"name": "hiera_tiny_224", "pool": "mean"}, r"It has a pooling of its own\. Leave it out\."),
+        # a head for each of two tokens, of which it gives the mean
+        (
+            {"name": "deit_tiny_distilled_patch16_224", "pool": "mean", **VIT},
+            r"It has a pooling of its own\. Leave it out\.",
+        ),
+        (
+            {"name": "deit_tiny_distilled_patch16_224", "pool": "cls", **VIT},
+            r"It has a pooling of its own\. Leave it out\.",
+        ),
         ({"name": "resnet10t", "pool": "gme"}, r"must be one of .*Did you mean 'gem'"),
         (
             {"name": "resnet18", "source": "torchvision", "pool": "gem"},

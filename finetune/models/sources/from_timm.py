@@ -163,11 +163,14 @@ def _pools_of(net: Any, selectable: Sequence[nn.Module]) -> tuple[str | None, tu
     kind = getattr(net, "global_pool", None)
     if selectable or not isinstance(kind, str) or not hasattr(net, "num_prefix_tokens"):
         return None, ()
+    # poolings of a family, and distilled networks, which always average the answers of two tokens
+    if kind not in ("", *TIMM_POOLS.values()) or getattr(net, "dist_token", None) is not None:
+        return None, ()
     own = next((name for name, timms in TIMM_POOLS.items() if timms == kind), None)
     # networks without a class token may have other tokens before the patches
     with_class = getattr(net, "cls_token", None) is not None
     possible = ("cls", "mean", "cls_mean") if with_class else ("mean",)
-    return own, (*possible, "map") if getattr(net, "attn_pool", None) is not None else possible
+    return own, (*possible, "map") if kind == TIMM_POOLS["map"] else possible
 
 
 def _map_pool(module: Any, pool: str) -> nn.Module:
