@@ -34,6 +34,8 @@ def export_checked(job: ExportJob, target: Path) -> ParityReport:
     """
     check_request(job.request)
     check_target(job.request, target)
+    # a path such as FOLDER/.. has no name of its own
+    target = Path(os.path.abspath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.with_name(f".{target.name}.{os.getpid()}.part")
     shutil.rmtree(work, ignore_errors=True)
@@ -45,9 +47,9 @@ def export_checked(job: ExportJob, target: Path) -> ParityReport:
             raise _refused(job.request.format, target, report)
         if job.request.format.is_folder:
             write_json(staged / PARITY, to_plain(report))
-        _move_into_place(staged, target)
-        if not job.request.format.is_folder:
-            write_json(report_path(job.request, target), to_plain(report))
+            _move_into_place(staged, target)
+        else:
+            _move_with_report(staged, target, report)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return report
@@ -55,18 +57,29 @@ def export_checked(job: ExportJob, target: Path) -> ParityReport:
 
 def report_path(request: ExportRequest, target: Path) -> Path:
     """Return the path of the parity report of an export to ``target``."""
-    return target / PARITY if request.format.is_folder else target.with_name(f"{target.name}.parity.json")
+    return target / PARITY if request.format.is_folder else _beside(target)
+
+
+def _beside(target: Path) -> Path:
+    """Return the path of the report of an export that is a file."""
+    whole = Path(os.path.abspath(target))
+    return whole.with_name(f"{whole.name}.parity.json")
 
 
 def check_target(request: ExportRequest, target: Path) -> None:
     """Check that an export to ``target`` would overwrite nothing but an earlier export.
 
     Raises:
-        UserError: The target is a folder or a file that is not one of our exports, a folder where a file must go, or a part
-            without its suffix.
+        UserError: The target is a folder or a file that is not one of our exports, the current folder, a folder where a file
+            must go, or a part without its suffix.
     """
     report = report_path(request, target)
     if request.format.is_folder:
+        if Path.cwd().is_relative_to(target.resolve()):
+            raise UserError(
+                f"--output {target}: must not be the current folder or one around it, because an export is put in its place as a "
+                "whole. Give the name of a new folder."
+            )
         if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not report.is_file())):
             raise UserError(f"--output {target}: must be new, empty or an earlier export. It holds other files.")
         return
@@ -129,6 +142,21 @@ def _check_whole(job: ExportJob, staged: Path) -> ParityReport:
     if report.passed and export_format.measure is not None:
         return replace(report, speed=export_format.measure(job, staged))
     return report
+
+
+def _move_with_report(made: Path, target: Path, report: ParityReport) -> None:
+    """Put the report in place before the file: a file without its report could not be told from one of the user's."""
+    told = _beside(target)
+    earlier = told.read_text(encoding="utf-8") if told.is_file() else None
+    write_json(told, to_plain(report))
+    try:
+        _move_into_place(made, target)
+    except BaseException:
+        if earlier is None:
+            told.unlink()
+        else:
+            write_text(told, earlier)
+        raise
 
 
 def _move_into_place(made: Path, target: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import torch
 
 from finetune.cli import main
 from finetune.errors import RunError
-from finetune.export.export import _move_into_place, export_checked
+from finetune.export.export import _move_into_place, _move_with_report, export_checked
 from finetune.export.formats import FORMATS
 from finetune.export.formats.kind import ExportJob, ExportRequest
 from finetune.export.images import synthetic_images
 from finetune.export.parity import ClientAnswer, ask_clients, compare, library_folders, make_reference
+from finetune.export.parity_report import ParityReport
 from finetune.file_schema import PARITY, check_fields
 from finetune.report.export_section import tell_card
 from tests.bundles import small_bundle
@@ -118,6 +120,43 @@ def test_an_earlier_folder_comes_back_where_the_new_one_cannot_take_its_place(
     _move_into_place(made, target)
     assert (target / "parity.json").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_a_file_without_its_report_never_stands_at_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, target, told = (tmp_path / name for name in ("made", "model.onnx", "model.onnx.parity.json"))
+    report = ParityReport(format="onnx", precision="fp32", opened_by="x", images="y", unreadable=0, passed=True)
+    whole = os.replace
+
+    def fails(source: Path, destination: Path) -> None:
+        if destination == target:
+            assert json.loads(told.read_text())["passed"]  # as a kill here would leave it
+            raise OSError("no")
+        whole(source, destination)
+
+    made.write_text("new")
+    for earlier in (None, "earlier"):
+        if earlier is not None:
+            target.write_text(earlier)
+            told.write_text(earlier)
+        with monkeypatch.context() as patched:
+            patched.setattr("os.replace", fails)
+            with pytest.raises(OSError, match="no"):
+                _move_with_report(made, target, report)
+        for path in (target, told):
+            assert (path.read_text() if path.exists() else None) == earlier
+    _move_with_report(made, target, report)
+    assert (target.read_text(), json.loads(told.read_text())["passed"]) == ("new", True)
+
+
+@pytest.mark.parametrize(("form", "code"), [("timm", 2), ("onnx", 2)])
+def test_the_current_folder_is_not_replaced(
+    form: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_bundle(tmp_path / "run", size=(32, 32))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert main(["export", str(tmp_path / "run"), "--format", form, "--output", "."]) == code
+    assert re.search(r"--output \.: must (not be|be a file)", capsys.readouterr().err)
 
 
 def test_swapped_class_names_fail_the_comparison(tmp_path: Path) -> None:
