@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from finetune.inference.evaluate import class_positions
 
 @dataclass(frozen=True, kw_only=True)
 class CheckImages:
-    """Files to compare on, and files to calibrate on; the two sets are disjoint if there are enough images.
+    """Files to compare on, and files to calibrate on; disjoint if there are enough images, as ``origin`` says.
 
     Args:
         files: Files to compare on.
@@ -50,17 +51,55 @@ def images_of_source(
     if not len(rows):
         return None
     positions = class_positions(classes, source.index.classes)
-    total = min(len(rows), count + calibration)
-    rows = rows[np.linspace(0, len(rows) - 1, total).astype(np.int64)]
-    # every second image calibrates, as far as needed; a small split is used for both
-    for_calibration = rows[1::2][:calibration] if len(rows) >= 2 * calibration else rows[:calibration]
-    compared = rows[::2][:count] if calibration and len(rows) >= 2 * calibration else rows[:count]
+    chosen = _choose(len(rows), count=count, calibration=calibration)
+    compared = rows[chosen.compared]
     return CheckImages(
         files=[_file(source, int(row), folder) for row in compared],
-        origin=f"{len(compared)} of the run's {split} images",
+        origin=f"{len(compared)} of the run's {split} images{chosen.words}",
         targets=_targets(source.index.targets[compared], positions, len(classes)),
-        calibration=[_file(source, int(row), folder) for row in for_calibration],
+        calibration=[_file(source, int(row), folder) for row in rows[chosen.calibrating]],
     )
+
+
+def images_of_files(files: Sequence[str], *, count: int, calibration: int) -> CheckImages:
+    """Return images spread evenly over files that the user gave.
+
+    Args:
+        files: At least one file.
+        count: Largest number of images to compare on.
+        calibration: Largest number of images to calibrate on.
+    """
+    # a file that is given twice must not be on both sides
+    files = list(dict.fromkeys(files))
+    chosen = _choose(len(files), count=count, calibration=calibration)
+    return CheckImages(
+        files=[files[number] for number in chosen.compared],
+        origin=f"--images{chosen.words}",
+        calibration=[files[number] for number in chosen.calibrating],
+    )
+
+
+class _Chosen(NamedTuple):
+    """The positions of the images to compare on and to calibrate on, and how the report says whether they are the same."""
+
+    compared: npt.NDArray[np.int64]
+    calibrating: npt.NDArray[np.int64]
+    words: str
+
+
+def _choose(total: int, *, count: int, calibration: int) -> _Chosen:
+    """Spread both over a list that may lie class by class; fewer than twice those that calibrate serve for both."""
+    calibrating = _spread(total, calibration)
+    if total < 2 * calibration:
+        return _Chosen(_spread(total, count), calibrating, ", on which it was calibrated too")
+    others = np.setdiff1d(np.arange(total), calibrating)
+    words = ", others than it was calibrated on" if calibration else ""
+    return _Chosen(others[_spread(len(others), count)], calibrating, words)
+
+
+def _spread(total: int, count: int) -> npt.NDArray[np.int64]:
+    """Return up to this many positions, evenly from the first to the last."""
+    return np.linspace(0, total - 1, min(total, count)).astype(np.int64)
 
 
 def _targets(

@@ -101,21 +101,13 @@ def choose_images(
         UserError: There is no image at the given paths, or int8 has no real images to calibrate on.
     """
     from finetune.build.data import build_source
-    from finetune.export.images import CheckImages, images_of_source, synthetic_images
+    from finetune.export.images import images_of_files, images_of_source, synthetic_images
     from finetune.export.quantize import CALIBRATION_IMAGES
     from finetune.inference.image_paths import find_images
 
     calibration = CALIBRATION_IMAGES if int8 else 0
     if paths:
-        files = []
-        for file in find_images(paths):
-            files.append(file)
-            if len(files) == count + calibration:
-                break
-        spare = len(files) > 2 * count
-        return CheckImages(
-            files=files[:count], origin="--images", calibration=files[count:] if spare else files[:CALIBRATION_IMAGES]
-        )
+        return images_of_files(list(find_images(paths)), count=count, calibration=calibration)
     try:
         config = data_config(run, [])
         config.input.channels = classifier.input_spec.channels

@@ -17,7 +17,9 @@ from finetune.export.images import synthetic_images
 from finetune.export.parity import ClientAnswer, ask_clients, compare, library_folders, make_reference
 from finetune.export.parity_report import ParityReport
 from finetune.file_schema import PARITY, check_fields
+from finetune.models.classifier import Classifier
 from finetune.report.export_section import tell_card
+from finetune.runners.export import choose_images
 from tests.bundles import small_bundle
 from tests.export.odd_files import write_files
 from tests.export.pictures import CLASSES
@@ -157,6 +159,57 @@ def test_the_current_folder_is_not_replaced(
     monkeypatch.chdir(tmp_path / "empty")
     assert main(["export", str(tmp_path / "run"), "--format", form, "--output", "."]) == code
     assert re.search(r"--output \.: must (not be|be a file)", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "compared"), [(600, 256, 256), (300, 256, 172), (300, 16, 16), (20, 16, 16)]
+)
+def test_eight_bits_are_calibrated_on_other_images_than_are_compared_where_there_are_enough(
+    total: int, count: int, compared: int, tmp_path: Path
+) -> None:
+    files = [tmp_path / f"{name}{number:03}.png" for name in "ab" for number in range(total // 2)]
+    for path in files:
+        path.touch()
+    model = settled_classifier(name="resnet10t", size=(32, 32))
+    chosen = choose_images("", model, [str(tmp_path)], count=count, int8=True, folder=tmp_path)
+    assert len(set(chosen.files)) == len(chosen.files) == compared
+    assert len(set(chosen.calibration)) == min(128, total)
+    assert set(chosen.files).isdisjoint(chosen.calibration) == (total >= 256)
+    told = "others than it was calibrated on" if total >= 256 else "on which it was calibrated too"
+    assert chosen.origin == f"--images, {told}"
+    # of both classes alike, although the files lie class by class
+    for part in (chosen.files, chosen.calibration):
+        assert abs(sum(Path(file).name < "b" for file in part) - len(part) / 2) <= 1
+
+
+def test_an_int8_model_is_made_of_another_file_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(model: Classifier, path: Path, **options: object) -> None:
+        path.write_text("fp32")
+
+    def quantise(source: Path, path: Path, **options: object) -> None:
+        assert not path.exists()
+        path.write_text(f"int8 of {source.read_text()}")
+
+    monkeypatch.setattr("finetune.export.onnx.export_onnx", write)
+    monkeypatch.setattr("finetune.export.quantize.quantise_onnx", quantise)
+    measured: dict[str, str] = {}
+    monkeypatch.setattr(
+        "finetune.export.speed.measure_speed",
+        lambda model, ways, **options: measured.update({way: path.read_text() for way, path in ways.items()}),
+    )
+    onnx = FORMATS["onnx"]
+    job = ExportJob(
+        classifier=settled_classifier(name="resnet10t", size=(32, 32)),
+        request=ExportRequest(format=onnx, precision="int8"),
+        images=synthetic_images(tmp_path, channels=3, count=1),
+    )
+    for name in ("model.onnx", "full.onnx"):
+        onnx.write(job, tmp_path / name)
+        assert onnx.measure is not None
+        onnx.measure(job, tmp_path / name)
+        assert measured == {"fp32": "fp32", "int8": "int8 of fp32"}
 
 
 def test_swapped_class_names_fail_the_comparison(tmp_path: Path) -> None:

@@ -9,8 +9,6 @@ from finetune.export.formats.kind import ExportFormat, ExportJob
 from finetune.export.parity_report import Speed
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
-# the model at full precision that an int8 model is made of, beside it
-FULL = "full.onnx"
 
 
 class OnnxClient(GraphClient):
@@ -55,11 +53,16 @@ print([name for name, p, t in zip(described["classes"], probabilities, described
 """
 
 
+def _full(path: Path) -> Path:
+    """Return the model at full precision that an int8 model is made of, beside it; no name of an export is this one."""
+    return path.with_name(f"{path.name}.full.onnx")
+
+
 def _write(job: ExportJob, path: Path) -> None:
     from finetune.export.onnx import export_onnx
 
     request, decode_options = job.request, job.images.decode_options
-    full = path.with_name(FULL) if request.precision == "int8" else path
+    full = _full(path) if request.precision == "int8" else path
     export_onnx(
         job.classifier, full, layout=request.layout, half=request.precision == "fp16", decode_options=decode_options
     )
@@ -75,7 +78,7 @@ def _measure(job: ExportJob, path: Path) -> Speed:
     from finetune.export.speed import measure_speed
 
     request = job.request
-    full = {"fp32": path.with_name(FULL)} if request.precision == "int8" else {}
+    full = {"fp32": _full(path)} if request.precision == "int8" else {}
     return measure_speed(job.classifier, {**full, request.precision: path}, layout=request.layout)
 
 
