@@ -28,7 +28,6 @@ LISTED: Mapping[str, Mapping[str, Sequence[str]]] = {
         "DeviceStatsMonitor": (),
         "EMAWeightAveraging": (),
         "EarlyStopping": (),
-        "GradientAccumulationScheduler": (),
         "LearningRateMonitor": (),
         "ModelCheckpoint": ("dirpath",),
         "ModelSummary": (),

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -144,7 +144,14 @@ def _for_lightning(config: Config) -> Mapping[str, Any]:
     return {"_target_": TRAINER, **{key: value for key, value in config.trainer.items() if key != _TIMEOUT}}
 
 
-def check_training(config: Config, run_dir: Path, *, multi_label: bool, user_metrics: Collection[str] = ()) -> None:
+def check_training(
+    config: Config,
+    run_dir: Path,
+    *,
+    multi_label: bool,
+    user_metrics: Collection[str] = (),
+    callbacks: Sequence[Any] = (),
+) -> None:
     """Check what training needs besides data and network before the run folder is created, so that none of it fails later.
 
     Args:
@@ -152,10 +159,13 @@ def check_training(config: Config, run_dir: Path, *, multi_label: bool, user_met
         run_dir: Folder that the run will have.
         multi_label: Whether images have several labels.
         user_metrics: Names of metrics that were given as objects.
+        callbacks: Callbacks that were given as objects.
 
     Raises:
         UserError: The monitor, a trainer argument, a device, a logger or a callback is wrong.
     """
+    from finetune.training.user_callbacks import check_callback, copies_for_a_phase
+
     if config.thresholds != "half" and not multi_label:
         raise UserError(
             f"thresholds={config.thresholds}: only for several labels per image. Leave it out; with one label the most probable "
@@ -174,7 +184,10 @@ def check_training(config: Config, run_dir: Path, *, multi_label: bool, user_met
     own = {name: node for name, node in config.metrics.items() if "_target_" in node or "object" not in node}
     for section, nodes in (("logger", config.logger), ("callbacks", config.callbacks), ("metrics", own)):
         for name, node in nodes.items():
-            check_node(node, where=f"{section}.{name}")
+            made = check_node(node, where=f"{section}.{name}")
+            if section == "callbacks":
+                check_callback(made, where=f"callbacks.{name}")
+    copies_for_a_phase(callbacks)
     check_trainer(config, run_dir, trusted=True)
 
 
@@ -267,6 +280,45 @@ def _require_room_for_devices(devices: object) -> None:
         require_processes(int(devices), setting="trainer.devices", per_core=MOST_RANKS_PER_CORE)
 
 
+# argument of the Trainer that would change how many steps, epochs or validations a phase has -> its values that change nothing,
+# and what to do instead. A run counts its steps, warmup and epochs from whole epochs, each of which ends with a validation.
+_COUNTED: Mapping[str, tuple[tuple[object, ...], str]] = {
+    "max_steps": ((-1,), "Set schedule.max_steps"),
+    "min_steps": (
+        (None,),
+        "Leave it out; a phase has schedule.epochs epochs, and stops early only by schedule.patience",
+    ),
+    "min_epochs": (
+        (None,),
+        "Leave it out; a phase has schedule.epochs epochs, and stops early only by schedule.patience",
+    ),
+    "limit_train_batches": ((None, 1.0), "Set data.limit_per_class to train on fewer images, or schedule.max_steps"),
+    "limit_test_batches": ((None, 1.0), "Leave it out; the test covers the whole test split"),
+    "overfit_batches": ((0.0,), "Set data.limit_per_class to train on fewer images"),
+    "fast_dev_run": ((False,), "For a quick try set epochs=1 and data.limit_per_class"),
+    "barebones": ((False,), "Leave it out"),
+    "check_val_every_n_epoch": ((1,), "Leave it out; every epoch ends with a validation"),
+    "val_check_interval": ((None, 1.0), "Leave it out; every epoch ends with a validation"),
+    "reload_dataloaders_every_n_epochs": ((0,), "Leave it out; the batches of every epoch are drawn anew"),
+}
+
+
+def _require_whole_epochs(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments of the Trainer that change how many steps, epochs or validations a phase has.
+
+    Raises:
+        UserError: There is such an argument.
+    """
+    for name, (harmless, instead) in _COUNTED.items():
+        value = arguments.get(name, harmless[0])
+        # 1 is one batch, 1.0 all of them, and True equals 1
+        if not any(value == one and type(value) is type(one) for one in harmless):
+            raise UserError(
+                f"trainer.{name}={value!r}: the run decides it itself, because it counts the steps, epochs and validations of "
+                f"each phase. {instead}."
+            )
+
+
 def trainer_factory(config: Config, run_dir: Path, *, precision: "Json", trusted: bool) -> Callable[..., Any]:
     """Return a function that builds a Lightning Trainer from the configuration's node and the arguments that a run decides.
 
@@ -290,6 +342,7 @@ def trainer_factory(config: Config, run_dir: Path, *, precision: "Json", trusted
                 f"trainer.{taken[0]}={config.trainer[taken[0]]!r}: the run sets {shortened(taken)} itself, phase by phase. "
                 "See schedule.*, checkpoint.*, logger.* and callbacks.*."
             )
+        _require_whole_epochs(config.trainer)
         _require_copies(config.trainer.get("strategy", "auto"))
         _require_room_for_devices(config.trainer.get("devices"))
         if config.trainer.get("num_nodes", 1) != 1 and not knows_other_machines():

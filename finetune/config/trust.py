@@ -120,8 +120,8 @@ def instantiate(node: Mapping[str, Any], *, trusted: bool, run_dir: Path | None 
         raise _ArgumentsError(f"{target}: does not take these arguments. {first_line(cause).rstrip('.')}.") from error
 
 
-def check_node(node: Any, *, where: str) -> None:
-    """Check a node that the user typed without building it: its class can be imported and takes the arguments.
+def check_node(node: Any, *, where: str) -> Any:
+    """Check a node that the user typed without building it, and return its class, which can be imported and takes the arguments.
 
     Args:
         node: ``_target_`` and its arguments.
@@ -145,10 +145,10 @@ def check_node(node: Any, *, where: str) -> None:
     try:
         takes = inspect.signature(made).parameters
     except (TypeError, ValueError):
-        return
+        return made
     given = [str(key) for key in node if key not in CONTROL_KEYS]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
-        return
+        return made
     for key in given:
         if key not in takes:
             near = did_you_mean(key, takes) or f" Arguments: {', '.join(takes)}."
@@ -162,6 +162,7 @@ def check_node(node: Any, *, where: str) -> None:
     ]
     if missing and not node.get("_partial_"):
         raise UserError(f"{where}.{missing[0]}: must be given. {target} needs it.")
+    return made
 
 
 def module_node(target: str, arguments: Mapping[str, Any], *, trusted: bool, **offered: Any) -> dict[str, Any]:

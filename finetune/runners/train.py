@@ -55,7 +55,13 @@ def train(config: Config, *, tune_process: bool = False, objects: PythonObjects 
         config, show, worker_init=release_freed_blocks if tune_process else None, trusted=True, objects=objects
     )
     with quiet_lightning():
-        check_training(config, run_dir, multi_label=parts.source.index.multi_label, user_metrics=list(objects.metrics))
+        check_training(
+            config,
+            run_dir,
+            multi_label=parts.source.index.multi_label,
+            user_metrics=list(objects.metrics),
+            callbacks=objects.callbacks,
+        )
     from finetune.run_folder import Decisions, create_run_folder
     from finetune.training.plan import build_plan, repeated_heads
 

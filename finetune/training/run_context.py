@@ -27,6 +27,7 @@ from finetune.training.param_groups import OptimizerFactory
 from finetune.training.quiet_lightning import QUIET_TRAINER
 from finetune.training.rank_monitor import RankMonitor
 from finetune.training.time_left import TimeLeft
+from finetune.training.user_callbacks import copies_for_a_phase
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class RunContext:
         settings: Values that every phase reads.
         make: Functions that make what each phase needs anew.
         loggers: Loggers beside ``metrics.csv``.
-        callbacks: User-supplied callbacks.
+        callbacks: User-supplied callbacks; each phase trains with copies of them.
     """
 
     classifier: Classifier
@@ -184,7 +185,7 @@ class RunSession:
             logger=list(context.loggers) or False,
             log_every_n_steps=1,
             plugins=[AtomicCheckpointIO()],
-            callbacks=[*context.callbacks, display, checkpoints],
+            callbacks=[*copies_for_a_phase(context.callbacks), display, checkpoints],
         )
 
     def prepare_trainer(self, context: RunContext, trainer: pl.Trainer) -> None:

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from finetune.build.training import _translated, check_training
 from finetune.config import compose
 from finetune.errors import UserError
 
 STOP = "lightning.pytorch.callbacks.EarlyStopping"
+MORE = "lightning.pytorch.callbacks.GradientAccumulationScheduler"
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,24 @@ STOP = "lightning.pytorch.callbacks.EarlyStopping"
             ["logger=none", "+logger.comet._target_=lightning.pytorch.loggers.CometLogger"],
             "logger.comet: needs the package comet_ml. Install it: pip install comet_ml",
         ),
+        *(
+            ([f"+trainer.{name}={value}"], f"trainer.{name}={value}: the run decides it itself")
+            for name, value in {
+                "min_steps": 3,
+                "min_epochs": 3,
+                "limit_train_batches": 1,
+                "limit_test_batches": 0.5,
+                "overfit_batches": 2,
+                "fast_dev_run": True,
+                "check_val_every_n_epoch": 2,
+                "val_check_interval": 0.5,
+                "reload_dataloaders_every_n_epochs": 1,
+            }.items()
+        ),
+        (
+            [f"callbacks.more._target_={MORE}", "callbacks.more.scheduling={1: 2}"],
+            "callbacks.more: GradientAccumulationScheduler changes how many batches make a step",
+        ),
         ([f"callbacks.stop._target_={STOP}"], f"callbacks.stop.monitor: must be given. {STOP} needs it."),
         (
             [f"callbacks.stop._target_={STOP}", "callbacks.stop.monitor=val/loss", "callbacks.stop.patiens=3"],
@@ -72,6 +92,14 @@ def test_a_mistake_is_one_message_about_its_setting(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_callback_object_that_changes_the_steps_is_refused_too(tmp_path: Path) -> None:
+    more = GradientAccumulationScheduler({0: 2})
+    with pytest.raises(
+        UserError, match="callbacks: GradientAccumulationScheduler changes how many batches make a step"
+    ):
+        check_training(compose(["data=digits"]), tmp_path / "run", multi_label=False, callbacks=[more])
+
+
 def test_a_device_that_is_not_there_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -91,6 +119,8 @@ def test_machines_are_waited_for_where_they_are_known(tmp_path: Path, monkeypatc
 
 def test_what_is_right_passes_and_writes_nothing(tmp_path: Path) -> None:
     words = [f"callbacks.stop._target_={STOP}", "callbacks.stop.monitor=val/loss", "monitor=val/map"]
+    # their defaults, written out
+    words += ["+trainer.limit_train_batches=1.0", "+trainer.check_val_every_n_epoch=1"]
     check_training(compose(["data=digits", *words]), tmp_path / "run", multi_label=True)
     check_training(
         compose(["data=digits", "monitor=val/own"]), tmp_path / "run", multi_label=False, user_metrics=["own"]
