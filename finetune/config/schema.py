@@ -156,7 +156,9 @@ class DataConfig:
         "values that become black and white in floating-point files; null: measured over the data set",
         example="data.float_range=0,1",
     )
-    balanced: bool = setting(False, "draw training images so that every class appears equally often")
+    balanced: bool = setting(
+        False, "draw training images so that every class appears equally often; a solved head weighs them so"
+    )
     batch_size: int = setting(
         32,
         "images in one optimizer step, over all devices together: results do not depend on their number",

@@ -230,6 +230,17 @@ class ImageDataModule(pl.LightningDataModule):
         if self._start[1] == 0:
             self._batches.start_at(*self._start)
 
+    def mean_draws(self, split: str) -> npt.NDArray[np.float64] | None:
+        """Return how often an epoch that drew from a split by the sampling weights would draw each of its rows, on average.
+
+        None if training takes each row once.
+        """
+        if self._sample_weights is None:
+            return None
+        weights = self._sample_weights[self.source.index.rows(split)]
+        draws: npt.NDArray[np.float64] = weights / weights.mean()
+        return draws
+
     def train_batches(self, epoch: int, step: int, *, rank: int = 0, world: int = 1) -> DataLoader[Batch]:
         """Return the phase's batches from a given batch of a given epoch on; each iterator over them is one epoch.
 

@@ -1,8 +1,9 @@
 """Linear probe: solve the head to convergence on fixed features for several penalties, and keep the best on validation.
 
-For each penalty ``s`` the convex problem ``mean_i loss(W x_i + b, y_i) + s/2 |W|^2`` on standardised features ``x`` is solved
+For each penalty ``s`` the convex problem ``mean_i w_i loss(W x_i + b, y_i) + s/2 |W|^2`` on standardised features ``x`` is solved
 by L-BFGS in float64 on the whole training split, from the strongest penalty to the weakest, each starting from the solution
-before it. This is the first step of LP-FT (Kumar et al. 2022, arXiv 2202.10054).
+before it. The weights ``w`` are 1, or where images are drawn by weight (``data.balanced``) how often an epoch would draw each on
+average. This is the first step of LP-FT (Kumar et al. 2022, arXiv 2202.10054).
 
 The penalty with the smallest validation loss is chosen, measured with the loss that was minimised. On frozen features of four
 sets of real pictures (128 px, one split; the standard error of an accuracy is 2.5, 1.8, 1.8 and 1.1 points), three rules for
@@ -41,6 +42,7 @@ from finetune.models.heads.linear import LinearHead
 from finetune.one_thread import one_thread
 from finetune.phases import ResolvedPhase
 from finetune.results import EpochRow, Offset, ProbeResult
+from finetune.training.double_precision import device_of_doubles, doubles
 from finetune.training.phase_result import Trained
 
 # N = images, D = features, K = classes, S = strengths
@@ -103,6 +105,7 @@ def solve_heads(
     num_classes: int,
     strengths: tuple[float, ...] = STRENGTHS,
     loss: Callable[[Tensor, Tensor], Tensor],
+    sample_weights: Tensor | None = None,
     max_iterations: int = _MAX_ITERATIONS,
 ) -> Heads:
     """Solve linear heads that minimise the mean loss plus a penalty on their weights (not on their biases).
@@ -112,20 +115,23 @@ def solve_heads(
         targets: Class numbers (N,), or zeros and ones (N, K).
         num_classes: Number of classes K.
         strengths: Penalties ``s`` on standardised features; each solution is the start of the next.
-        loss: Function from logits (N, K) and targets to losses (N,).
+        loss: Function from logits (N, K) and targets to losses (N,), on the device of double precision.
+        sample_weights: Weights (N,) of the losses, 1 on average; None weighs all alike.
         max_iterations: Iterations of L-BFGS for one penalty, at most.
     """
     from scipy.optimize import minimize
 
-    # Apple's GPU has no float64
-    device = torch.device("cpu") if features_ND.device.type == "mps" else features_ND.device
-    features, targets = features_ND.to(device).double(), targets.to(device)
+    device = device_of_doubles(features_ND.device)
+    features, targets = doubles(features_ND), targets.to(device)
     mean, scale = features.mean(0), feature_scale(features)
     x_ND = (features - mean) / scale
     width = x_ND.shape[1]
 
+    weights_N = None if sample_weights is None else sample_weights.to(device, torch.float64)
+
     def mean_loss(packed: Tensor) -> Tensor:
-        return loss(x_ND @ packed[:, :width].T + packed[:, width], targets).mean()
+        losses_N = loss(x_ND @ packed[:, :width].T + packed[:, width], targets)
+        return losses_N.mean() if weights_N is None else (weights_N * losses_N).mean()
 
     def value_and_gradient(flat: npt.NDArray[np.float64], strength: float) -> tuple[float, npt.NDArray[np.float64]]:
         packed = torch.tensor(flat, device=device).view(num_classes, width + 1).requires_grad_()
@@ -219,6 +225,10 @@ def smallest(values: Sequence[float]) -> int:
     return min(range(len(values)), key=lambda at: (not math.isfinite(values[at]), values[at]))
 
 
+def _tensor_or_none(values: npt.NDArray[np.float64] | None) -> Tensor | None:
+    return None if values is None else torch.from_numpy(values)
+
+
 def probe_phase(
     *,
     classifier: Classifier,
@@ -250,7 +260,15 @@ def probe_phase(
         [cache.train(np.full(len(train), view, np.int64), train).float().flatten(1) for view in range(views or 1)]
     ).to(device)
     targets = torch.from_numpy(index.targets[train]).repeat(views or 1, *[1] * (index.targets.ndim - 1)).to(device)
-    heads = solve_heads(features, targets, num_classes=len(classifier.classes), loss=loss.to(device))
+    exact = device_of_doubles(device)
+    drawn, counts = (_tensor_or_none(data.mean_draws(split)) for split in ("train", "val"))
+    heads = solve_heads(
+        features,
+        targets,
+        num_classes=len(classifier.classes),
+        loss=loss.to(exact),
+        sample_weights=None if drawn is None else drawn.repeat(views or 1),
+    )
     held_out, answers = cache.val(val).float().flatten(1).to(device), torch.from_numpy(index.targets[val]).to(device)
     metrics, objectives = [], []
     for weight_KD, bias_K in zip(heads.weight_SKD, heads.bias_SK, strict=True):
@@ -258,7 +276,8 @@ def probe_phase(
         counted = build_metrics(len(classifier.classes), multi_label=classifier.multi_label).to(device)
         update_metrics(counted, logits=logits_NK, targets=answers)
         metrics.append(split_metrics(counted).scalars())
-        objectives.append(float(loss(logits_NK.double(), answers).mean()))
+        losses_N = loss(doubles(logits_NK), answers.to(exact))
+        objectives.append(float(losses_N.mean() if counts is None else (counts.to(exact) * losses_N).mean()))
     best = smallest(objectives)
     with torch.no_grad():
         head.fc.weight.copy_(heads.weight_SKD[best])

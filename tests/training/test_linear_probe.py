@@ -1,5 +1,6 @@
 """The head solved to convergence is the minimum that scikit-learn finds, for every strength."""
 
+import csv
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from finetune.runners.train import decide
 from finetune.training.linear_probe import Solved, feature_scale, solve_heads
 from finetune.training.losses import MultiLabelLoss, TrainingLoss
 from finetune.training.plan import build_plan
+from tests.conftest import TINY, write_images
 from tests.runs import moved_stages, train_tiny
 
 Words = Callable[..., list[str]]
@@ -69,6 +71,40 @@ def test_classes_of_different_weight_are_those_of_scikit_learn(digits: tuple[tor
     expected = reference.fit(standardised, targets.numpy()).predict_proba(standardised)
     found = (features @ heads.weight_SKD[0].T + heads.bias_SK[0]).softmax(1).numpy()
     assert np.abs(found - expected).max() < 2e-3
+
+
+def test_images_of_different_weight_count_as_scikit_learn_counts_them(
+    digits: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    features, targets = digits
+    weights = torch.linspace(0.2, 1.8, len(features), dtype=torch.float64)
+    heads = solve_heads(
+        features, targets, num_classes=10, strengths=(0.1,), loss=TrainingLoss(), sample_weights=weights
+    )
+    standardised = ((features.double() - features.double().mean(0)) / feature_scale(features.double())).numpy()
+    reference = LogisticRegression(C=1 / (0.1 * len(features)), tol=1e-6, max_iter=2000)
+    reference.fit(standardised, targets.numpy(), sample_weight=weights.numpy())
+    found = (features @ heads.weight_SKD[0].T + heads.bias_SK[0]).softmax(1).numpy()
+    assert np.abs(found - reference.predict_proba(standardised)).max() < 2e-3
+
+
+def _share(row: dict[str, str], name: str) -> float:
+    """Probability of one of two classes."""
+    return float(row["probability"]) if row["predicted"] == name else 1 - float(row["probability"])
+
+
+def test_a_solved_head_weighs_classes_equally_where_training_images_are_drawn_so(tmp_path: Path) -> None:
+    for name, count in {"few": 8, "many": 40}.items():
+        write_images(tmp_path / "data" / name, count=count, hue=(90, 90, 90), seed=count)
+    words = ["data=folder", f"data.root={tmp_path / 'data'}", *TINY, "schedule=probe"]
+    # images of the same noise: all that a head can learn of them is how frequent the classes are
+    shares = []
+    for balanced in ("false", "true"):
+        run = train_tiny([*words, f"data.balanced={balanced}"], tmp_path / balanced)
+        with (run.run_dir / "predictions.csv").open() as file:
+            shares.append(np.mean([_share(row, "few") for row in csv.DictReader(file)]))
+    assert shares[0] < 0.25
+    assert 0.35 < shares[1] < 0.65
 
 
 def test_a_feature_that_fired_in_one_training_image_does_not_decide_about_others() -> None:
