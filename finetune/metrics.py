@@ -206,7 +206,7 @@ def update_metrics(
         probabilities, targets = logits.sigmoid(), targets.long()
         if thresholds is not None:
             # in double precision, as everywhere: a float32 threshold could be on the other side of a probability
-            decisions = (probabilities.double().cpu() > torch.tensor(thresholds, dtype=torch.float64)).float()
+            decisions = (probabilities.cpu().double() > torch.tensor(thresholds, dtype=torch.float64)).float()
             decisions = decisions.to(probabilities.device)
         losses = binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(1)
     else:

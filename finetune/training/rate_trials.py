@@ -38,6 +38,7 @@ from finetune.training.callbacks.checkpoint_contents import (
     errors_naming,
 )
 from finetune.training.callbacks.checkpoints import AtomicCheckpointIO, read_checkpoint
+from finetune.training.double_precision import doubles
 from finetune.training.epoch_history import EpochHistory
 from finetune.training.interruption import Interruption
 from finetune.training.lr_schedules import scale
@@ -193,8 +194,8 @@ class RateTrials:
             torch.nn.utils.clip_grad_norm_(trial.head.parameters(), phase.gradient_clip)
         trial.optimizer.step()
         right = correct_predictions(logits_BK, targets).sum()
-        for place, value in enumerate((losses_B.detach().double().sum(), right, len(losses_B))):
-            trial.sums[place] += float(value)
+        for place, value in enumerate((float(doubles(losses_B.detach()).sum()), float(right), len(losses_B))):
+            trial.sums[place] += value
 
     @torch.no_grad()
     def _validate(self, trial: Trial, val: Iterable[Batch], *, epoch: int, steps: int, offset: Offset) -> None:

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from finetune.results import EpochRow, Offset
 from finetune.training.callbacks.gradient_norms import GradientNorms
+from finetune.training.double_precision import device_of_doubles, doubles
 from finetune.training.run_loggers import log_row
 
 
@@ -40,8 +41,7 @@ class EpochLog(Callback):
                 self._sums = saved[trainer.global_rank]
             elif trainer.global_rank == 0:
                 self._sums = saved.sum(0)
-        # MPS has no double precision
-        self._sums = self._sums.to(pl_module.device if pl_module.device.type != "mps" else "cpu")
+        self._sums = self._sums.to(device_of_doubles(pl_module.device))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the sums; Lightning does not call this when it resumes inside an epoch."""
@@ -50,8 +50,8 @@ class EpochLog(Callback):
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
         """Add a batch to the sums."""
-        losses_B, right = outputs["losses"], outputs["right"].sum()
-        self._sums += torch.stack([losses_B.sum().double(), right.double(), torch.ones_like(right) * len(losses_B)])
+        losses_B, right = outputs["losses"], doubles(outputs["right"].sum())
+        self._sums += torch.stack([doubles(losses_B.sum()), right, torch.ones_like(right) * len(losses_B)])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the row of the epoch, and send its values to the loggers."""
