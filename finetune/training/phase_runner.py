@@ -83,7 +83,6 @@ class PhaseRunner:
         self._phase, self._policy = context.schedule[number], context.cache_policies[number]
         self._folder = context.phase_folder(number)
         self._begins_with = passed_on(before)
-        self._validates_all = True
         self._offset = Offset(sum(result.epochs for result in before), sum(result.steps for result in before))
 
     def run(self, optimizer_state: OptimizerState | None = None) -> PhaseOutcome:
@@ -173,13 +172,19 @@ class PhaseRunner:
     def _start_was_better(self, trained: Trained) -> bool:
         """Tell whether no epoch was better than the weights that the phase began with, where the best are kept."""
         begun = self._begins_with
-        if begun is None or self._phase.restore == "last" or self._phase.solves_head or not self._validates_all:
+        if begun is None or self._phase.restore == "last" or self._phase.solves_head or not self._validates_all():
             return False
         monitor = self._context.settings.monitor
         history = EpochHistory(monitor=monitor, minimize=self._minimize)
         for row in (begun, trained.rows[trained.best_epoch]):
             history.history.append((row.values[monitor], row.values["val/loss"]))
         return history.best_epoch == 0
+
+    def _validates_all(self) -> bool:
+        """Return whether a validation covers every image: metrics of a part are not compared with those of the phase before."""
+        limit = self._context.quiet_trainer().limit_val_batches
+        # 1 is one batch, 1.0 is all of them
+        return isinstance(limit, float) and limit == 1.0
 
     def _begin_data(self, cache: ActivationCache | None) -> None:
         self._context.data.begin_phase(
@@ -314,9 +319,6 @@ class PhaseRunner:
             processes: Number of processes that wrote the checkpoint; None if there is none.
         """
         trainer = self._session.fit_trainer(self._context, self._number)
-        # metrics of a part of the images are not compared with those of the phase before; 1 is one batch, 1.0 is all of them
-        limit = trainer.limit_val_batches
-        self._validates_all = isinstance(limit, float) and limit == 1.0
         if processes not in (None, trainer.world_size):
             self._context.show(
                 f"  started with {counted(processes, 'process')}, continuing with {trainer.world_size}: gradients are summed in "

@@ -235,3 +235,40 @@ def test_a_malicious_checkpoint_in_a_run_is_refused_by_resume_and_runs_nothing(
     with pytest.raises(UserError, match=rf"{name}: cannot be read as a checkpoint of tensors and plain values"):
         resume(unfinished)
     assert not (tmp_path / "made").exists()
+
+
+def _unfinish(run_dir: Path, phase: str) -> None:
+    """Leave a finished run as if it was killed at the end of its last phase, before its result was written."""
+    for name in ("results.json", "final.safetensors", f"phases/{phase}/result.json"):
+        (run_dir / name).unlink()
+
+
+def test_a_stop_by_a_callback_is_the_end_of_a_resumed_phase_too(words: Words, tmp_path: Path) -> None:
+    # no epoch improves by 10, so the phase stops after its second
+    stop = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, min_delta: 10, patience: 1}"
+    run_dir = train_tiny(
+        words("schedule=frozen", "schedule.phases.0.epochs=4", f"callbacks.stop={stop}"), tmp_path / "run"
+    ).run_dir
+    expected = outcome(run_dir)
+    _unfinish(run_dir, "0-head")
+    resume(run_dir)
+    assert outcome(run_dir) == expected
+
+
+def test_metrics_of_a_part_of_the_images_are_not_compared_after_a_resume_either(words: Words, tmp_path: Path) -> None:
+    more = ["schedule=lp_ft", "schedule.phases.1.epochs=1", "schedule.phases.1.lr=30", "+trainer.limit_val_batches=1"]
+    run_dir = train_tiny(words(*more), tmp_path / "run").run_dir
+    expected = outcome(run_dir)
+    _unfinish(run_dir, "1-all")
+    resume(run_dir)
+    assert outcome(run_dir) == expected
+
+
+def test_a_run_whose_optimizer_keeps_factors_of_its_moments_is_resumed(words: Words, tmp_path: Path) -> None:
+    factored = ["optimizer._target_=torch.optim.Adafactor", "~optimizer.betas"]
+    asked = words("schedule=full", "schedule.phases.0.epochs=1", *factored)
+    run_dir = train_tiny(asked, tmp_path / "run").run_dir
+    expected = outcome(run_dir)
+    _unfinish(run_dir, "0-all")
+    resume(run_dir)
+    assert outcome(run_dir) == expected

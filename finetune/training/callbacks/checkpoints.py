@@ -132,7 +132,9 @@ class PhaseCheckpoints(Checkpoint):
         inside = batch_idx + 1 < trainer.num_training_batches
         steps_whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         validates = trainer.val_check_batch is not None and (batch_idx + 1) % trainer.val_check_batch == 0
-        if not inside or not steps_whole or validates or trainer.global_step >= pl_module.total_steps:
+        # a stop that a callback has asked for ends the epoch here, by a validation
+        ends_here = trainer.should_stop or trainer.global_step >= pl_module.total_steps
+        if not inside or not steps_whole or validates or ends_here:
             return
         steps = (batch_idx + 1) // trainer.accumulate_grad_batches
         due = self._every is not None and steps % self._every == 0
@@ -187,11 +189,13 @@ class PhaseCheckpoints(Checkpoint):
     def _stop_in_validation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write a checkpoint that is due for validation, and stop.
 
-        A phase whose last step lies inside an epoch validates first: Lightning would continue training when it resumes there.
+        A phase that stops after this validation finishes it first, unless the step alone tells that it stops: Lightning would
+        continue training when it resumes here.
         """
         assert isinstance(pl_module, PhaseModule)
-        ends_inside = trainer.should_stop and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if ends_inside or not self._must_stop(trainer):
+        at_end_of_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        stops_again = at_end_of_epoch and PhaseStopping.is_over(trainer, pl_module)
+        if (trainer.should_stop and not stops_again) or not self._must_stop(trainer):
             return
         self._validation_due = True
         trainer.save_checkpoint(self._folder / LAST)
@@ -203,7 +207,8 @@ class PhaseCheckpoints(Checkpoint):
         A validation that is due is marked as started with no batch done: from that state Lightning resumes one.
         """
         assert isinstance(pl_module, PhaseModule)
-        over = PhaseStopping.is_over(trainer, pl_module) or pl_module.progress.stop
+        # a callback of the user's may have stopped it
+        over = PhaseStopping.is_over(trainer, pl_module) or pl_module.progress.stop or trainer.should_stop
         checkpoint["callbacks"][self.state_key] = {
             "validation_due": self._validation_due,
             "finished": over and not self._validation_due,

@@ -111,6 +111,7 @@ def test_steps_between_checkpoints_are_those_of_the_optimizer(
             accumulate_grad_batches=accumulate,
             val_check_batch=None,
             global_step=0,
+            should_stop=False,
             save_checkpoint=lambda path, done=batch + 1: batches.append(done),
         )
         callback.on_train_batch_end(trainer, Mock(spec=PhaseModule, total_steps=99), None, None, batch)
