@@ -240,6 +240,14 @@ class PhaseModule(StagedModule):
         # on every process, for user-supplied callbacks; the values already cover all images
         self.log_dict(scalars, logger=False, batch_size=1)
 
+    def require_finite(self) -> None:
+        """Check that the last loss and the trainable weights are finite; a validation does so by itself.
+
+        Raises:
+            RunError: They are not.
+        """
+        self._guards.require_finite(self.trainer.global_step)
+
     def trainable_state(self) -> dict[str, torch.Tensor]:
         """Return the weights and buffers of the trainable stages, by their names in a checkpoint."""
         return checkpoint_tensors(self.classifier, self.phase)

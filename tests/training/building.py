@@ -77,7 +77,6 @@ def fit(
             max_epochs=phase.epochs,
             accelerator="cpu",
             logger=False,
-            enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -85,6 +84,6 @@ def fit(
             accumulate_grad_batches=phase.accumulate,
             gradient_clip_val=phase.gradient_clip,
             callbacks=list(callbacks),
-            **trainer,
+            **{"enable_checkpointing": False, **trainer},
         ).fit(module, datamodule=data)
     return module

@@ -140,6 +140,7 @@ class PhaseCheckpoints(Checkpoint):
         due = self._every is not None and steps % self._every == 0
         stop = self._must_stop(trainer)
         if due or stop:
+            pl_module.require_finite()
             trainer.save_checkpoint(self._folder / LAST)
         if stop:
             self._stop(trainer, pl_module)

@@ -85,13 +85,42 @@ class Guards(Callback):
         else:
             files = [self._file_of(row) for row in step.batch.rows.tolist()]
             advice = (
-                f"Its images: {shortened(files)}. The last checkpoint is good. Lower schedule.lr, set "
+                f"Its images: {shortened(files)}. The last checkpoint, if there is one, is good. Lower schedule.lr, set "
                 "schedule.gradient_clip=1, or look at these images."
             )
         raise RunError(
             f"loss={float(loss.detach())}: not finite at step {step.global_step} of phase {self._phase.name!r} (batch "
             f"{step.batch_idx} of epoch {step.epoch}). {advice}"
         )
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check what an epoch has come to before it is validated and saved."""
+        if trainer.state.fn == "fit":
+            self.require_finite(trainer.global_step)
+
+    def require_finite(self, step: int) -> None:
+        """Check that the last loss and the trainable weights are finite, before a checkpoint replaces one in which they are.
+
+        Args:
+            step: Optimizer steps of the phase so far.
+
+        Raises:
+            RunError: They are not.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self._check_finite(*pending)
+        trained = [(name, p) for name, p in self._classifier.named_parameters() if p.requires_grad]
+        if not trained or bool(torch.stack([parameter.isfinite().all() for _, parameter in trained]).all()):
+            return
+        broken = {self._classifier.stage_of(name) for name, parameter in trained if not parameter.isfinite().all()}
+        stages = shortened([stage for stage in self._phase.train if stage in broken])
+        advice = (
+            "Lower lr, or give the Trainer gradient_clip_val=1."
+            if self._file_of is None
+            else "The last checkpoint, if there is one, is from before it. Lower schedule.lr, or set schedule.gradient_clip=1."
+        )
+        raise RunError(f"phase {self._phase.name!r}: weights of {stages} are not finite after step {step}. {advice}")
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -113,9 +142,8 @@ class Guards(Callback):
         Raises:
             RunError: A frozen tensor has changed.
         """
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            self._check_finite(*pending)
+        # there may be no validation, where the Trainer is the user's
+        self.require_finite(trainer.global_step)
         # one or two steps prove nothing: a residual branch whose last gate starts at zero gets no gradient at first
         for name in sorted(self._silent - self._warned) if self._steps > 2 else ():
             self._warned.add(name)

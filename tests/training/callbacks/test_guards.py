@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from finetune.errors import RunError
+from finetune.training.callbacks.checkpoints import PhaseCheckpoints, read_checkpoint
+from finetune.training.metrics_csv import MetricsCsv
 from tests.training.building import fit, phase_for, tiny_classifier
 
 
@@ -66,6 +68,34 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_files_of_its_batch(pet
         fit(classifier, phase_for(classifier, ("head",)), pets, callbacks=[At(2, poison)])
     assert str(pets) in str(caught.value)
     assert "and 4 more" in str(caught.value) or "and 5 more" in str(caught.value)
+
+
+@pytest.mark.parametrize(("every", "epochs"), [(1, 1), (None, 2)])
+def test_a_checkpoint_with_weights_that_are_not_finite_never_replaces_a_good_one(
+    every: int | None, epochs: int, pets: Path, tmp_path: Path
+) -> None:
+    classifier = tiny_classifier(name="test_resnet")
+    # inside the only epoch, or with the last step of the second
+    step = 2 if every else 10
+
+    @torch.no_grad()
+    def poison(module: Any) -> None:
+        next(module.classifier.head.parameters())[0] = float("nan")
+
+    checkpoints = PhaseCheckpoints(
+        folder=tmp_path, metrics_csv=MetricsCsv(tmp_path / "metrics.csv"), every_n_steps=every
+    )
+    with pytest.raises(RunError, match=r"phase 'test': weights of head are not finite after step \d+\. The last"):
+        fit(
+            classifier,
+            phase_for(classifier, ("head",), epochs=epochs),
+            pets,
+            callbacks=[At(step, poison), checkpoints],
+            enable_checkpointing=True,
+        )
+    last = read_checkpoint(tmp_path / "last.ckpt")
+    assert last["global_step"] < step
+    assert all(tensor.isfinite().all() for tensor in last["state_dict"].values())
 
 
 def test_a_group_without_a_gradient_for_an_epoch_is_told_once(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
