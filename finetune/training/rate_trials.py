@@ -40,6 +40,7 @@ from finetune.training.callbacks.checkpoint_contents import (
 from finetune.training.callbacks.checkpoints import AtomicCheckpointIO, read_checkpoint
 from finetune.training.double_precision import doubles
 from finetune.training.epoch_history import EpochHistory
+from finetune.training.freezing import in_training_mode
 from finetune.training.interruption import Interruption
 from finetune.training.lr_schedules import scale
 from finetune.training.param_groups import OptimizerFactory, build_param_groups
@@ -58,7 +59,7 @@ class Trial:
         rows: Row of metrics for each of its epochs.
         kept: Weights of the epoch that it passes on.
         sums: Loss, correct predictions and images of the epoch so far.
-        lost: Whether its loss became NaN or infinite.
+        lost: Whether its loss or its weights became NaN or infinite.
     """
 
     rate: float
@@ -74,6 +75,11 @@ class Trial:
     def trains(self) -> bool:
         """Return whether the head still trains: its loss is finite, and its patience has not run out."""
         return not self.lost and not self.progress.stop
+
+    def note_if_lost(self) -> None:
+        """Note that the head is lost where its loss or its weights are not finite."""
+        if not (math.isfinite(self.sums[0]) and all(weight.isfinite().all() for weight in self.head.parameters())):
+            self.lost = True
 
     @property
     def result(self) -> TrialResult:
@@ -182,7 +188,8 @@ class RateTrials:
         )
         for group in trial.optimizer.param_groups:
             group["lr"] = trial.rate * factor
-        trial.head.train()
+        for module in trial.head.modules():
+            module.training = in_training_mode(module, HEAD, phase)
         features, targets = batch.images.to(self._device), batch.targets.to(self._device)
         with self._context():
             logits_BK = trial.head(self._rest(features))
@@ -200,9 +207,9 @@ class RateTrials:
     @torch.no_grad()
     def _validate(self, trial: Trial, val: Iterable[Batch], *, epoch: int, steps: int, offset: Offset) -> None:
         loss, right, images = trial.sums
+        trial.note_if_lost()
         trial.sums = [0.0, 0.0, 0.0]
-        if not math.isfinite(loss):
-            trial.lost = True
+        if trial.lost:
             return
         trial.head.eval()
         metrics = build_metrics(len(self._classifier.classes), multi_label=self._classifier.multi_label)
@@ -231,6 +238,9 @@ class RateTrials:
 
     def state(self) -> dict[str, Any]:
         """Return the state of the heads for a checkpoint."""
+        for trial in self.trials:
+            # inside an epoch too: the next validation would
+            trial.note_if_lost()
         return {
             "trials": [
                 {
@@ -352,8 +362,11 @@ def train_trials(
         with errors_naming(checkpoint):
             heads.load(saved)
             steps = check_count(saved.get("steps"), "steps", most=total)
-            epoch = check_count(saved.get("epoch"), "epoch", most=steps // per_epoch)
-    heads.begin(data, epoch=epoch, batch=steps - epoch * per_epoch)
+            # the last epoch ends at the last step, which may lie inside it
+            most = -(-steps // per_epoch) if steps == total else steps // per_epoch
+            epoch = check_count(saved.get("epoch"), "epoch", most=most)
+    if steps < total:
+        heads.begin(data, epoch=epoch, batch=steps - epoch * per_epoch)
     # every process trains and validates on all images, even if earlier phases divided them among the processes
     val = data.eval_dataloader("val", rank=0, world=1, activations=cache)
 

@@ -87,3 +87,16 @@ def fit(
             **{"enable_checkpointing": False, **trainer},
         ).fit(module, datamodule=data)
     return module
+
+
+class NormedHead(torch.nn.Module):
+    """A head with running statistics."""
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(num_features)
+        self.fc = torch.nn.Linear(num_features, num_classes)
+
+    def forward(self, features_BD: torch.Tensor) -> torch.Tensor:
+        logits_BK: torch.Tensor = self.fc(self.norm(features_BD))
+        return logits_BK

@@ -1,15 +1,20 @@
 """Heads trained side by side at several rates: each is the head that a run at its own rate ends with."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune.errors import ConfigError, RunError, UserError
+from finetune.errors import ConfigError, Interrupted, RunError, UserError
 from finetune.results import TrialResult
-from tests.runs import moved_stages, train_tiny
+from finetune.runners.resume import resume
+from finetune.training.rate_trials import RateTrials
+from tests.runs import moved_stages, outcome, train_tiny
 
 Words = Callable[..., list[str]]
 FROZEN = ["schedule=frozen", "schedule.phases.0.epochs=3", "head.drop_rate=0.3"]
@@ -50,6 +55,48 @@ def test_a_rate_that_ends_in_no_number_is_told_and_left(words: Words, tmp_path: 
     assert lost == TrialResult(lr=1e38, best=None, best_epoch=None)
     with pytest.raises(RunError, match="the loss became NaN at every learning rate tried"):
         train_tiny(words(*FROZEN, "schedule.phases.0.lr_trials=[1e38]", "optimizer=sgd"), tmp_path / "all")
+
+
+def test_a_rate_that_went_astray_inside_an_epoch_is_left_after_a_resume_there_too(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = words(*FROZEN, "schedule.phases.0.lr_trials=[1e-2,1e38]", "optimizer=sgd")
+    train_tiny(asked, tmp_path / "whole")
+    step, steps = RateTrials._step, 0
+
+    def signalled(self: RateTrials, *args: Any, **given: Any) -> None:
+        nonlocal steps
+        steps += 1
+        step(self, *args, **given)
+        if steps == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RateTrials, "_step", signalled)
+    with pytest.raises(Interrupted):
+        train_tiny(asked, tmp_path / "run")
+    assert torch.load(tmp_path / "run/phases/0-head/trials.ckpt", weights_only=True)["steps"] == 3
+    resume(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_heads_whose_last_step_lies_inside_an_epoch_are_taken_up_again(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = words(*TRIALS, "schedule.phases.0.max_steps=7")
+    train_tiny(asked, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr("finetune.training.phase_runner.save_weights", lambda *args: 1 / 0)
+        with pytest.raises(RunError, match="ZeroDivisionError"):
+            train_tiny(asked, tmp_path / "run")
+    resume(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_running_statistics_of_a_head_stay_where_batch_norm_is_eval(words: Words, tmp_path: Path) -> None:
+    head = ["schedule=frozen", "schedule.phases.0.epochs=1", "head._target_=tests.training.building.NormedHead"]
+    tried = train_tiny(words(*head, "schedule.phases.0.lr_trials=[1e-2]"), tmp_path / "tried")
+    weights = load_file(tried.run_dir / "final.safetensors")
+    assert not weights["head.norm.running_mean"].any()
 
 
 @pytest.mark.parametrize(
