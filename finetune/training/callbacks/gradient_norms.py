@@ -1,6 +1,6 @@
 """Measure the gradient norm of each stage; the norms stay on the device until the epoch ends."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -35,14 +35,25 @@ class GradientNorms(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Measure the norms before Lightning clips the gradients."""
-        self.before_step()
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        # a fused optimizer divides by the scale of the loss in its own step; for any other, Lightning has divided
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            self.before_step(scale=scaler.get_scale)
+        else:
+            self.before_step()
 
-    def before_step(self) -> None:
-        """Measure the norms if a measurement is due, without waiting for the device."""
+    def before_step(self, *, scale: Callable[[], float] | None = None) -> None:
+        """Measure the norms if a measurement is due, without waiting for the device.
+
+        Args:
+            scale: Function that returns the factor by which the gradients are still multiplied, and waits; None for 1.
+        """
         if self._steps % self._every == 0:
             norms = [get_total_norm([p.grad for p in of if p.grad is not None]) for of in self._parameters.values()]
             device = next(p.device for of in self._parameters.values() for p in of)
             norms_S = torch.stack([norm.to(device, torch.float32) for norm in norms])
+            if scale is not None:
+                norms_S /= scale()
             finite = norms_S.isfinite()
             measured = torch.stack([torch.where(finite, norms_S, 0), finite.float()], dim=1)
             self._sums = measured if self._sums is None else self._sums.to(device) + measured

@@ -3,6 +3,9 @@
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -40,6 +43,22 @@ def test_an_epoch_s_value_is_the_mean_norm_of_the_measured_steps() -> None:
             parameter.grad.div_(scale)
     assert norms.epoch() == pytest.approx({stage: 2 * value for stage, value in expected.items()}, rel=1e-5)
     assert norms.epoch() == {}
+
+
+def test_a_fused_optimizer_s_gradients_are_measured_without_the_scale_of_their_loss() -> None:
+    # in 16-mixed such an optimizer divides by the scale itself, after this
+    classifier = with_gradients(1.0)
+    expected = norm_of(classifier, "head")
+    norms = GradientNorms(classifier, stages=("head",), every=1)
+    for parameter in classifier.parameters():
+        parameter.grad.mul_(65536.0)
+    scaled: Any = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: 65536.0)))
+    fused: Any = SimpleNamespace(_step_supports_amp_scaling=True)
+    norms.on_before_optimizer_step(scaled, Mock(), fused)
+    assert norms.epoch() == pytest.approx({"head": expected}, rel=1e-6)
+    # Lightning has divided them by now
+    norms.on_before_optimizer_step(scaled, Mock(), Mock(spec=torch.optim.SGD))
+    assert norms.epoch() == pytest.approx({"head": 65536 * expected}, rel=1e-6)
 
 
 def test_a_step_that_overflowed_does_not_count() -> None:
