@@ -209,6 +209,8 @@ class PhaseModule(StagedModule):
         images, targets = batch.images, batch.targets
         if self._mixer is not None:
             images, targets = self._mixer(images.float() / 255, targets)
+            # mixed in single precision; in bf16-true the network takes no other type than its own
+            images = images.to(self.classifier.input.mean.dtype)
         logits_BK = self._forward.logits(images)
         losses_B = self.loss(logits_BK, targets)
         # DDP averages over processes, whose shares of a batch may differ by one image

@@ -1,5 +1,6 @@
 """Which precision ``auto`` becomes, and that load decides nothing for good."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from finetune.training import precision
 from finetune.training.precision import PrecisionTrial, choose_precision
+from tests.runs import train_tiny
 from tests.training.building import tiny_classifier
 
 
@@ -68,3 +70,9 @@ def test_a_pass_that_waited_for_the_processor_is_a_disturbed_trial(monkeypatch: 
     for stolen, undisturbed in ((1.0, True), (1.5, False)):
         monkeypatch.setattr(precision.time, "perf_counter", lambda stolen=stolen: stolen * now[0])
         assert precision._trial(classifier) == PrecisionTrial(gain=1.0, undisturbed=undisturbed)
+
+
+def test_mixed_images_train_in_whole_half_precision(words: Callable[..., list[str]], tmp_path: Path) -> None:
+    more = ["schedule=full", "schedule.phases.0.epochs=1", "schedule.mixup=0.4", "trainer.precision=bf16-true"]
+    run = train_tiny(words(*more), tmp_path / "run")
+    assert run.results.precision == "bf16-true"
