@@ -17,7 +17,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.raw_images import check_range
 from finetune.phases import ResolvedPhase, expand_stages
 from finetune.training.callbacks.guards import Guards
-from finetune.training.freezing import apply_phase
+from finetune.training.freezing import apply_phase, trainable_names
 from finetune.training.losses import MultiLabelLoss, TrainingLoss
 from finetune.training.lr_schedules import LR_SCHEDULES
 from finetune.training.param_groups import OptimizerFactory
@@ -96,15 +96,21 @@ class FineTuner(StagedModule):
         problems += _not_one_of("batch_norm", batch_norm, ("eval", "train"))
         problems += _not_one_of("parameters", parameters, ("all", "norms", "bias", "gates"))
         settings = {"lr": lr, "layer_decay": layer_decay, "weight_decay": weight_decay, "warmup_epochs": warmup_epochs}
+        settings |= {f"stage_lr[{stage!r}]": rate for stage, rate in (stage_lr or {}).items() if stage in stages}
         problems += [
             f"{name}={value!r}: must be a finite number of at least 0."
             for name, value in settings.items()
-            if not 0 <= value < math.inf
+            if not (isinstance(value, int | float) and 0 <= value < math.inf)
         ]
         if loss is not None and any(parameter.requires_grad for parameter in loss.parameters()):
             problems.append(
                 f"loss={type(loss).__name__}: has parameters of its own, which would not train. "
                 "Put them into the classifier's head, or set their requires_grad to False."
+            )
+        if not problems and not trainable_names(classifier, train=stages, parameters=parameters):
+            problems.append(
+                f"train={stages}: nothing to train. In {classifier.backbone.name} they have no {parameters} parameters. Name "
+                "other stages, or set parameters='all'."
             )
         if problems:
             raise ConfigError(problems)
@@ -208,7 +214,8 @@ class FineTuner(StagedModule):
         self.log_dict(values, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(images))
 
     def _mean_loss(self, logits_BK: Tensor, targets: Tensor) -> Tensor:
-        loss = self.loss(logits_BK, targets if targets.is_floating_point() else targets.long())
+        # as UserLoss: class numbers stay integers, and losses of several labels take floats
+        loss = self.loss(logits_BK, targets.to(logits_BK.dtype) if targets.ndim == 2 else targets.long())
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         if shape not in ((), (len(logits_BK),)):
             raise UserError(

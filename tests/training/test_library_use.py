@@ -158,6 +158,18 @@ def test_a_multi_label_classifier_trains_on_zeros_and_ones_by_binary_cross_entro
     assert float(user.callback_metrics["val/loss"]) < tested["test/loss"]
 
 
+def test_whole_numbers_of_several_labels_train_as_floats_do() -> None:
+    losses = []
+    for kind in (torch.float32, torch.int64):
+        model, batches = with_shares(multi_label=True)
+        images, targets = batches.dataset.tensors  # type: ignore[attr-defined]
+        whole = DataLoader(TensorDataset(images, targets.to(kind)), batch_size=8)
+        with trainer() as user:
+            loss = nn.BCEWithLogitsLoss()
+            losses += user.test(finetune.FineTuner(model, train=["head"], loss=loss), whole, verbose=False)
+    assert losses[0] == losses[1]
+
+
 def test_class_shares_train_as_the_class_numbers_do() -> None:
     results = []
     for batches in (loader(), with_shares(multi_label=False)[1]):
@@ -264,6 +276,17 @@ def test_mistyped_settings_are_named_together_with_the_nearest_valid_ones() -> N
         "batch_norm='on': must be one of eval, train.",
         "lr=-1: must be a finite number of at least 0.",
     ]
+    with pytest.raises(ConfigError) as error:
+        finetune.FineTuner(tiny_classifier(), train=["layer4", "head"], stage_lr={"layer4": -1, "head": "fast"})  # type: ignore[dict-item]
+    assert str(error.value).splitlines() == [
+        "stage_lr['layer4']=-1: must be a finite number of at least 0.",
+        "stage_lr['head']='fast': must be a finite number of at least 0.",
+    ]
+    vit = tiny_classifier(name="vit_tiny_patch16_224")
+    with pytest.raises(
+        ConfigError, match=r"train=\['stem'\]: nothing to train. In vit_tiny_patch16_224 they have no norms"
+    ):
+        finetune.FineTuner(vit, train=["stem"], parameters="norms")
     with pytest.raises(ConfigError, match=r"train=\[\]: nothing to train. Name at least one of stem, layer1"):
         finetune.FineTuner(tiny_classifier(), train=[])
 
