@@ -10,6 +10,7 @@ from finetune.build.paths import check_paths
 from finetune.build.phases import build_phases
 from finetune.build.python_objects import PythonObjects, check_metrics, transform_of
 from finetune.config.schema import Config
+from finetune.errors import ConfigError
 
 if TYPE_CHECKING:  # imported where they are used, so that a wrong path is reported before torch is loaded
     from finetune.data.audit import Audit
@@ -41,12 +42,24 @@ def _report_data(source: "Source", show: Show) -> "Audit | None":
 
 
 def _phases(config: Config, classifier: "Classifier", objects: PythonObjects, show: Show) -> "list[ResolvedPhase]":
-    """Return the phases; stages without the kind of parameters that a phase trains stay frozen in it, which is reported."""
+    """Return the phases; stages without the kind of parameters that a phase trains stay frozen in it, which is reported.
+
+    Raises:
+        ConfigError: The schedule does not fit the network, or no stage is left to a phase.
+    """
     from finetune.training.freezing import without_empty_stages
 
     phases = []
     for phase in build_phases(config, stages=classifier.stages, network=network_name(config), objects=objects):
         phases.append(without_empty_stages(classifier, phase))
+        if not phases[-1].train:
+            raise ConfigError(
+                [
+                    f"schedule.phases[{len(phases) - 1}].train={list(phase.train)}: nothing is left to train. In "
+                    f"{network_name(config)} they have no {phase.parameters} parameters. Name other stages, or set "
+                    "parameters=all."
+                ]
+            )
         if empty := [stage for stage in phase.train if stage not in phases[-1].train]:
             has = "has" if len(empty) == 1 else "have"
             show(

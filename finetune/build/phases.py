@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.augment_settings import augment_settings
 from finetune.build.python_objects import PythonObjects
 from finetune.config.schema import Config
+from finetune.config.trust import DEFAULT_OPTIMIZER
 from finetune.errors import ConfigError
 from finetune.models.adaptations import ADAPTATIONS
 
@@ -69,6 +70,13 @@ def build_phases(
                 f"schedule.phases[{position}].carry_optimizer=True: parameters=lora trains different parameters in each "
                 "phase, so their moments cannot be carried. Leave it out."
             )
+        if phase.carry_optimizer and before is not None and not before.needs_features:
+            kinds = [str(one.optimizer.get("_target_", DEFAULT_OPTIMIZER)) for one in (before, phase)]
+            if kinds[0] != kinds[1]:
+                problems.append(
+                    f"schedule.phases[{position}].carry_optimizer=True: the phase before trains by {kinds[0]}, whose moments "
+                    f"{kinds[1]} cannot continue with. Give both phases one optimizer, or leave it out."
+                )
         if phase.lr_trials:
             problems += _rate_trials(phase, where=f"schedule.phases[{position}].lr_trials={list(phase.lr_trials)}")
         if phase.solver == "lbfgs":

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import finetune
+from finetune.errors import UserError
 from finetune.file_schema import EVALUATION
 from finetune.results import EpochRow, PhaseResult
 from finetune.runners.resume import resume
@@ -201,6 +202,24 @@ def test_from_python_the_same_path(pets: Path, tmp_path: Path) -> None:
     model = finetune.load(run.bundle)
     assert run.run_dir == tmp_path / "a b=c"
     assert model(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 3)
+
+
+def test_moments_are_not_carried_into_another_optimizer(words: Words, tmp_path: Path) -> None:
+    more = ["schedule=head_then_all", "schedule.phases.1.carry_optimizer=true", "schedule.phases.0.solver=gradient"]
+    another = "schedule.phases.1.optimizer={_target_: torch.optim.SGD}"
+    with pytest.raises(
+        UserError, match=r"phases\[1\].carry_optimizer=True: the phase before trains by torch.optim.AdamW"
+    ):
+        train_tiny(words(*more, another), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_phase_without_a_parameter_of_its_kind_is_refused_before_the_run(words: Words, tmp_path: Path) -> None:
+    # the stem of a vision transformer has no norms
+    more = ["backbone.name=vit_tiny_patch16_224", "schedule=full", "schedule.phases.0.parameters=norms"]
+    with pytest.raises(UserError, match=r"phases\[0\].train=\['stem'\]: .* no norms parameters"):
+        train_tiny(words(*more, "schedule.phases.0.train=[stem]"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_moments_are_carried_into_the_next_phase_only_when_asked(
