@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune.config.schema import Config
 from finetune.data.sources import naming_settings, place_settings, source_kind
-from finetune.errors import UserError
+from finetune.errors import UserError, shortened
 from finetune.run_names import CONFIG
 from finetune.runners.bundle_modules import modules_of
 from finetune.runners.run_data import data_config, read_as_trained
@@ -77,6 +77,8 @@ def evaluate_run(
             # all of other data is tested, unless it has its own splits
             use: Use = "test" if other_data else "train"
             source = build_source(config, use=use, listing=listing, download=other_data)
+    if not other_data and split != "all":
+        _refuse_changed_data(run, source)
     split = split or _default_split(source, other_data=other_data)
     rows = np.arange(len(source.index)) if split == "all" else source.index.rows(split)
     if not len(rows):
@@ -86,6 +88,27 @@ def evaluate_run(
     with evaluating(classifier):
         tested = evaluate(classifier, source, rows, num_workers=config.data.num_workers, name=name)
     return tested, classifier, split
+
+
+def _refuse_changed_data(run: str, source: "Source") -> None:
+    """Refuse the run's own data if it is no longer what the run was trained on, because it would be split anew.
+
+    Raises:
+        UserError: The data has changed; the message says what.
+    """
+    from finetune.bundle import find_bundle, read_model_json
+    from finetune.run_folder import RecordedData, differences
+
+    recorded, now = read_model_json(find_bundle(run))["data"], RecordedData.of(source.index)
+    if recorded.get("fingerprint") in (None, now.fingerprint):
+        return
+    plain = {"classes": list(now.classes), "counts": {split: list(counts) for split, counts in now.counts.items()}}
+    changed = differences({key: recorded.get(key) for key in plain}, plain)
+    raise UserError(
+        f"RUN='{run}': the data has changed since the run, so images that it trained on may now be in another split. "
+        f"{shortened(changed or ['files were renamed, or their contents or splits changed'])}. Set data=DIR to test all "
+        "images of a folder, or --split all to test all of these."
+    )
 
 
 @contextmanager

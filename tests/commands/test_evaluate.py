@@ -45,6 +45,23 @@ def test_its_own_test_split_gives_the_metrics_of_the_run(run_dir: Path, tmp_path
         assert metrics[name] == pytest.approx(results["test"][name], abs=1e-6), name
 
 
+def test_data_that_has_changed_is_not_split_anew_but_refused(
+    pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.conftest import TINY
+
+    shutil.copytree(pets, data := tmp_path / "pets")
+    words = ["data=folder", f"data.root={data}", *TINY, "schedule=probe"]
+    run = str(train_tiny(words, tmp_path / "run").run_dir)
+    next((data / "2 dog").iterdir()).unlink()
+    assert main(["evaluate", run]) == 2
+    said = capsys.readouterr().err
+    assert "the data has changed since the run" in said
+    assert "counts." in said
+    assert evaluated(run, f"data={data}", tmp_path=tmp_path)["images"] == 47
+    assert evaluated(run, "--split", "all", tmp_path=tmp_path)["images"] == 47
+
+
 def test_another_folder_is_all_test_and_classes_are_aligned_by_name(run_dir: Path, pets: Path, tmp_path: Path) -> None:
     other = tmp_path / "others"
     shutil.copytree(pets / "10 owl", other / "10 owl")
