@@ -77,7 +77,7 @@ def fit(
         loss: ``cross_entropy``, ``focal``, or a module of your own from logits (B, K) and targets to one number or losses (B,).
         monitor: Metric that decides which epoch is best, ``val/acc`` for example.
         metrics: torchmetrics metrics by name, in addition to those of every run; each gives one number, and may be monitored.
-        callbacks: Lightning callbacks. Every phase trains with copies of them as they are given.
+        callbacks: Lightning callbacks, which every phase's Trainer gets; those with a state_dict begin each phase as given.
         loggers: ``tensorboard``, ``mlflow``, ``wandb``, ``none``, or Lightning loggers; None uses the configuration's.
         run_dir: A new folder; None creates one under ``runs/``.
         resume: ``never`` needs a new folder; ``auto`` starts the run, or goes on with it if ``run_dir`` holds it.

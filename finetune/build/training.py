@@ -164,7 +164,7 @@ def check_training(
     Raises:
         UserError: The monitor, a trainer argument, a device, a logger or a callback is wrong.
     """
-    from finetune.training.user_callbacks import check_callback, copies_for_a_phase
+    from finetune.training.user_callbacks import UserCallbacks, check_callback
 
     if config.thresholds != "half" and not multi_label:
         raise UserError(
@@ -187,7 +187,7 @@ def check_training(
             made = check_node(node, where=f"{section}.{name}")
             if section == "callbacks":
                 check_callback(made, where=f"callbacks.{name}")
-    copies_for_a_phase(callbacks)
+    UserCallbacks(callbacks)
     check_trainer(config, run_dir, trusted=True)
 
 

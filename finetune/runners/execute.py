@@ -101,6 +101,7 @@ def _context(
     from finetune.activation_cache.policy import policies_from_plain, with_solvers
     from finetune.run_folder import wait_for_run_record
     from finetune.training.run_context import RunContext
+    from finetune.training.user_callbacks import UserCallbacks
 
     decided = wait_for_run_record(folder.path, patience_s=timeout_s(config)).decided
     try:
@@ -120,7 +121,7 @@ def _context(
         settings=settings,
         make=make,
         loggers=loggers.all,
-        callbacks=[*callbacks, *objects.callbacks],
+        callbacks=UserCallbacks([*callbacks, *objects.callbacks]),
     )
     return context, loggers
 

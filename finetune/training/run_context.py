@@ -27,7 +27,7 @@ from finetune.training.param_groups import OptimizerFactory
 from finetune.training.quiet_lightning import QUIET_TRAINER
 from finetune.training.rank_monitor import RankMonitor
 from finetune.training.time_left import TimeLeft
-from finetune.training.user_callbacks import copies_for_a_phase
+from finetune.training.user_callbacks import UserCallbacks
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class RunContext:
         settings: Values that every phase reads.
         make: Functions that make what each phase needs anew.
         loggers: Loggers beside ``metrics.csv``.
-        callbacks: User-supplied callbacks; each phase trains with copies of them.
+        callbacks: User-supplied callbacks.
     """
 
     classifier: Classifier
@@ -102,7 +102,7 @@ class RunContext:
     settings: RunSettings
     make: Factories
     loggers: Sequence[Logger] = ()
-    callbacks: Sequence[pl.Callback] = ()
+    callbacks: UserCallbacks = field(default_factory=UserCallbacks)
 
     @property
     def resume_command(self) -> str:
@@ -185,7 +185,7 @@ class RunSession:
             logger=list(context.loggers) or False,
             log_every_n_steps=1,
             plugins=[AtomicCheckpointIO()],
-            callbacks=[*copies_for_a_phase(context.callbacks), display, checkpoints],
+            callbacks=[*context.callbacks.for_a_phase(), display, checkpoints],
         )
 
     def prepare_trainer(self, context: RunContext, trainer: pl.Trainer) -> None:

@@ -1,7 +1,8 @@
-"""The callbacks that a user adds to a run: each phase gets copies; those that would break its counting of steps are refused."""
+"""The callbacks that a user adds to a run: what they begin each phase with, and which are refused."""
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -26,25 +27,43 @@ def check_callback(kind: object, *, where: str) -> None:
         )
 
 
-def copies_for_a_phase(callbacks: Sequence[pl.Callback]) -> list[pl.Callback]:
-    """Return copies of the callbacks as the user gave them, so that no phase begins with what another one left in them.
+class UserCallbacks:
+    """Callbacks that a user adds to a run. Those that keep state in checkpoints begin each phase as they were given.
 
-    The patience of an early stopping, for instance, counts within a phase. A resumed run begins a phase with new callbacks
-    too, and must end as the uninterrupted one. Callbacks that refer to each other do so in the copies.
+    The patience of an early stopping, for instance, counts within a phase: a resumed run begins a phase with new callbacks, and
+    must end as the uninterrupted one. A callback without state in a checkpoint is left alone, so that it may record a whole run.
+
+    Args:
+        callbacks: The callbacks, not yet used.
 
     Raises:
-        UserError: A callback cannot be copied, or would break the counting of the run.
+        UserError: A callback would break the counting of the run, or its state cannot be copied.
     """
-    copies: list[pl.Callback] = []
-    already_copied: dict[int, object] = {}
-    for callback in callbacks:
-        kind = type(callback)
-        check_callback(kind, where="callbacks")
+
+    def __init__(self, callbacks: Sequence[pl.Callback] = ()) -> None:
+        self._callbacks = list(callbacks)
+        for callback in self._callbacks:
+            check_callback(type(callback), where="callbacks")
+        self._as_given = [(one, self._copy(one, vars(one))) for one in self._callbacks if _keeps_state(one)]
+
+    def for_a_phase(self) -> list[pl.Callback]:
+        """Return the callbacks as a phase begins with them."""
+        for callback, given in self._as_given:
+            vars(callback).clear()
+            vars(callback).update(self._copy(callback, given))
+        return list(self._callbacks)
+
+    def _copy(self, callback: pl.Callback, state: Any) -> Any:
+        """Return a copy of a callback's attributes; callbacks in it stay the same objects."""
         try:
-            copies.append(copy.deepcopy(callback, already_copied))
+            return copy.deepcopy(state, {id(one): one for one in self._callbacks})
         except Exception as error:  # what a class of the user's raises is its own choice
+            kind = type(callback)
             raise UserError(
-                f"callbacks: {kind.__module__}.{kind.__qualname__} cannot be copied, and each phase trains with a copy of its "
-                f"own. {first_line(error, with_type=True)} Open files, connections and locks in setup(), not in __init__()."
+                f"callbacks: the state of {kind.__module__}.{kind.__qualname__} cannot be copied, and each phase begins with it "
+                f"as given. {first_line(error, with_type=True)} Open files, connections and locks in setup(), not in __init__()."
             ) from error
-    return copies
+
+
+def _keeps_state(callback: pl.Callback) -> bool:
+    return type(callback).state_dict is not pl.Callback.state_dict

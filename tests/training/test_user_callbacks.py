@@ -1,4 +1,4 @@
-"""Callbacks of the user's: every phase begins with them as they were given."""
+"""Callbacks of the user's: those with state begin every phase as they were given."""
 
 import threading
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 
 from finetune.errors import UserError
-from finetune.training.user_callbacks import copies_for_a_phase
+from finetune.training.user_callbacks import UserCallbacks
 from tests.runs import train_tiny
 
 Words = Callable[..., list[str]]
@@ -24,22 +24,35 @@ def test_early_stopping_counts_its_patience_within_each_phase(words: Words, tmp_
     assert [phase.epochs for phase in run.results.phases] == [2, 2]
 
 
-def test_the_callback_that_was_given_stays_as_it_was_and_one_in_another_stays_it() -> None:
+def test_a_callback_with_state_begins_each_phase_as_given_and_one_without_records_the_run() -> None:
     class Watches(Callback):
         def __init__(self, watched: Callback) -> None:
-            self.watched = watched
+            self.watched, self.seen = watched, 0
 
-    stop = EarlyStopping(monitor="val/loss")
-    copied, watches = copies_for_a_phase([stop, Watches(stop)])
-    copied.wait_count = 7
-    assert stop.wait_count == 0
-    assert watches.watched is copied
+        def state_dict(self) -> dict[str, int]:
+            return {"seen": self.seen}
+
+    class Counts(Callback):
+        batches = 0
+
+    stop, counts = EarlyStopping(monitor="val/loss"), Counts()
+    watches = Watches(stop)
+    callbacks = UserCallbacks([stop, watches, counts])
+    for _ in range(2):
+        assert callbacks.for_a_phase() == [stop, watches, counts]
+        assert (stop.wait_count, watches.seen, watches.watched is stop) == (0, 0, True)
+        stop.wait_count, watches.seen = 7, 7
+        counts.batches += 5
+    assert counts.batches == 10
 
 
-def test_a_callback_that_cannot_be_copied_is_named() -> None:
+def test_a_callback_whose_state_cannot_be_copied_is_named() -> None:
     class Holds(Callback):
         def __init__(self) -> None:
             self.lock = threading.Lock()
 
-    with pytest.raises(UserError, match=r"callbacks: .*Holds cannot be copied, and each phase trains with a copy"):
-        copies_for_a_phase([Holds()])
+        def state_dict(self) -> dict[str, int]:
+            return {}
+
+    with pytest.raises(UserError, match=r"callbacks: the state of .*Holds cannot be copied"):
+        UserCallbacks([Holds()])
