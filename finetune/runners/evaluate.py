@@ -106,8 +106,9 @@ def _refuse_changed_data(run: str, source: "Source") -> None:
     changed = differences({key: recorded.get(key) for key in plain}, plain)
     raise UserError(
         f"RUN='{run}': the data has changed since the run, so images that it trained on may now be in another split. "
-        f"{shortened(changed or ['files were renamed, or their contents or splits changed'])}. Set data=DIR to test all "
-        "images of a folder, or --split all to test all of these."
+        f"{shortened(changed or ['files were renamed, or their contents or splits changed'])}. Test the run's own test "
+        f"images with data=manifest data.path={shlex.quote(str(Path(run) / 'split.csv'))} data.on_unreadable=skip, all images of "
+        "a folder with data=DIR, or all of these with --split all."
     )
 
 

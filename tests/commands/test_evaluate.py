@@ -1,6 +1,8 @@
 """Testing a trained run on its own data and on other data."""
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -52,10 +54,18 @@ def test_data_that_has_changed_is_not_split_anew_but_refused(
 
     shutil.copytree(pets, data := tmp_path / "pets")
     words = ["data=folder", f"data.root={data}", *TINY, "schedule=probe"]
-    run = str(train_tiny(words, tmp_path / "run").run_dir)
+    trained = train_tiny(words, tmp_path / "run")
+    run = str(trained.run_dir)
+    shutil.copy(next((data / "2 dog").iterdir()), data / "2 dog" / "new.png")
+    assert main(["evaluate", run]) == 2
+    own = re.search(r"(data=manifest \S+ \S+),", capsys.readouterr().err)
+    assert own is not None
+    assert evaluated(run, *shlex.split(own[1]), tmp_path=tmp_path)["acc"] == pytest.approx(trained.results.test.acc)
+    (data / "2 dog" / "new.png").unlink()
     next((data / "2 dog").iterdir()).unlink()
     assert main(["evaluate", run]) == 2
     said = capsys.readouterr().err
+    assert evaluated(run, *shlex.split(own[1]), tmp_path=tmp_path)["images"] in (5, 6)
     assert "the data has changed since the run" in said
     assert "counts." in said
     assert evaluated(run, f"data={data}", tmp_path=tmp_path)["images"] == 47
