@@ -189,8 +189,8 @@ def _begin(folder: Path, overrides: Sequence[str], options: LadderOptions) -> No
         need(stored, {"overrides": list, "epochs": int}, name=str(path))
         if changed := [name for name, value in used.items() if stored.pop(name, None) != value]:
             raise UserError(
-                f"--output {folder}: by its {path.name}, the {' and the '.join(changed)} have changed since this ladder began, so "
-                "its finished runs cannot stand beside new ones. Choose another folder."
+                f"--output {folder}: by its {path.name}, the {' and the '.join(changed)} have changed since this ladder began, "
+                "so its finished runs cannot stand beside new ones. Choose another folder."
             )
         if stored != settings:
             raise UserError(
