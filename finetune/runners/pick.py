@@ -3,16 +3,12 @@
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from finetune.errors import UserError
 from finetune.inference.pick import Labelled, Picked, pick
 from finetune.inference.torch_engine import TorchEngine
 from finetune.run_names import CONFIG
 from finetune.runners.run_data import data_config, read_as_trained
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

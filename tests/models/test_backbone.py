@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
@@ -251,7 +250,6 @@ def test_networks_that_people_use_are_cut_after_every_stage_to_the_bit(
     check_split(backbone, everywhere=True)
 
 
-@pytest.mark.skipif(not timm.is_model("vit_base_patch16_sapiens2"), reason="newer than this timm")
 @torch.no_grad()
 def test_a_rotary_network_that_takes_any_size_is_cut_to_the_bit_at_any_size() -> None:
     small = {"img_size": (64, 32), "depth": 2, "embed_dim": 48, "num_heads": 4, "num_kv_heads": 4}
