@@ -237,7 +237,7 @@ def _targets(
             name = None if value is None or value < 0 else own[value]
             if name is not None and name not in labels.names:
                 raise UserError(
-                    f"{where}: column {column!r} of split {split} has the class {name!r}, which {first} has not. Give both the "
+                    f"{where}: column {column!r} of split {split} has the class {name!r}, which {first} lacks. Give both the "
                     "same classes."
                 )
             codes.append(-1 if name is None else labels.names[name])

@@ -124,7 +124,7 @@ ANIMALS = datasets.ClassLabel(names=["zebra", "ant"])
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        (ANIMALS, datasets.ClassLabel(names=["ant", "owl"]), "split test has the class 'owl', which train has not"),
+        (ANIMALS, datasets.ClassLabel(names=["ant", "owl"]), "split test has the class 'owl', which train lacks"),
         (ANIMALS, datasets.Value("int64"), "split test holds int64, and that of train class labels"),
         (datasets.Value("int64"), ANIMALS, "split test holds class labels, and that of train int64"),
     ],
