@@ -2,18 +2,23 @@
 
 import os
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 import finetune
 from finetune.api.settings import FitArguments
+from finetune.build.data import build_source
+from finetune.build.input_lines import unused_input
 from finetune.cli import main, split_command
 from finetune.commands.hydra_job import ComposingArguments
-from finetune.config import check_overrides, compose
+from finetune.config import check_overrides, compose, group_choices, whole_schedule
 from finetune.config.ineffective_settings import notes
-from finetune.config.schema import Config
+from finetune.config.overrides import values_of
+from finetune.config.schema import Config, InputConfig
 from finetune.errors import UserError
+from finetune.input_spec import InputSpec
 from tests.conftest import TINY
 
 Captured = pytest.CaptureFixture[str]
@@ -260,8 +265,61 @@ def test_a_run_names_its_data_as_it_was_typed(
     [
         (["schedule.epochs=2"], "schedule.epochs=2: reaches only all. head (epochs=3), top (epochs=3) set its own."),
         (["schedule=full", "schedule.lr=0.1"], "schedule.lr=0.1: has no effect. all (lr=0.0003) sets its own."),
-        (["schedule=probe", "schedule.epochs=2"], "schedule.epochs=2: has no effect. probe does not read it."),
-        (["schedule=frozen", "schedule.layer_decay=0.5"], "schedule.layer_decay=0.5: has no effect."),
+        *(
+            (["schedule=probe", f"{key}={value}"], f"{key}={value}: has no effect. probe solves its head without it.")
+            for key, value in {
+                "schedule.epochs": 2,
+                "schedule.max_steps": 2,
+                "schedule.weight_decay": 0.1,
+                "schedule.gradient_clip": 1,
+                "schedule.ema_decay": 0.9,
+                "schedule.accumulate": 2,
+                "schedule.restore": "last",
+                "schedule.phases.0.patience": 2,
+                "head.drop_rate": 0.5,
+                "checkpoint.every_n_steps": 5,
+                "compile": "on",
+            }.items()
+        ),
+        (
+            ["schedule=frozen", "schedule.layer_decay=0.5"],
+            "schedule.layer_decay=0.5: has no effect. head trains only the head.",
+        ),
+        (
+            ["schedule=frozen", "data.augment=standard"],
+            "data.augment=standard: has no effect. head trains on features cached without it.",
+        ),
+        (
+            ["schedule.lr_schedule=one_cycle", "schedule.warmup_epochs=1"],
+            "schedule.warmup_epochs=1: has no effect. head, top, all warm up by lr_schedule=one_cycle.",
+        ),
+        (
+            ["schedule=full", "schedule.phases.0.lr_slice=[1e-4,1e-3]", "schedule.phases.0.lr=1"],
+            "schedule.phases.0.lr=1: has no effect. all sets its rates by lr_slice.",
+        ),
+        (
+            ["schedule.patience=3"],
+            "schedule.patience=3: reaches only all. head, top end before that many epochs.",
+        ),
+        (
+            ["schedule=full", "schedule.carry_optimizer=true"],
+            "schedule.carry_optimizer=true: has no effect. all has no phase before it.",
+        ),
+        (
+            ["optimizer.amsgrad=true", "schedule.optimizer._target_=torch.optim.SGD"],
+            "optimizer.amsgrad=true: has no effect. schedule.optimizer replaces it.",
+        ),
+        (["schedule=probe", "head.weights=a.safetensors"], "head.weights=a.safetensors: has no effect."),
+        (["schedule=frozen", "freeze=layer1"], "freeze=layer1: has no effect."),
+        (["name=mine", "run_dir=out"], "name=mine: has no effect."),
+        (
+            ["data.folds=3", "data.val_fraction=0.3"],
+            "data.val_fraction=0.3: has no effect. It belongs to a single split",
+        ),
+        (
+            ["data.high_depth=stretch", "data.float_range=[0,2]"],
+            "data.float_range=0,2: has no effect. It belongs to data.high_depth=full.",
+        ),
         (
             ["schedule=lp_ft", "data.augment=light"],
             "data.augment=light: reaches only all. probe (augment=none) sets its own.",
@@ -272,8 +330,19 @@ def test_a_run_names_its_data_as_it_was_typed(
         ),
         (["head.hidden=3"], "head.hidden=3: has no effect. It belongs to head=mlp."),
         (["loss.focal_gamma=1"], "loss.focal_gamma=1: has no effect. It belongs to loss=focal."),
+        (["schedule=probe", "epochs=3"], "epochs=3: has no effect. probe solves its head without it."),
+    ],
+)
+def test_a_setting_that_reaches_less_than_it_seems_is_named(words: list[str], line: str) -> None:
+    accepted = check_overrides(["data=digits", *words])
+    found = notes(compose(accepted), values_of(accepted))
+    assert any(one.startswith(line) for one in found), found
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
         (["epochs=2"], "epochs=2: of each phase (top, all, head unless it is solved), 4 in all, 6 if it is not"),
-        (["schedule=probe", "epochs=3"], "epochs=3: has no effect. probe solves the head, without epochs."),
         (
             ["schedule=lp_ft", "epochs=3"],
             "epochs=3: of each phase (all), 3 in all; probe solves the head, without epochs",
@@ -284,13 +353,97 @@ def test_a_run_names_its_data_as_it_was_typed(
         ),
     ],
 )
-def test_a_setting_that_reaches_less_than_it_seems_is_named(words: list[str], line: str) -> None:
-    import yaml
+def test_what_a_setting_of_the_whole_schedule_comes_to_is_said(words: list[str], line: str) -> None:
+    typed = values_of(words)
+    found = whole_schedule.notes(compose(["data=digits", *words]), epochs=typed.get("epochs"), lr=typed.get("lr"))
+    assert [one for one in found if one.startswith(line)], found
 
-    typed = {key: yaml.safe_load(value) for key, value in (word.split("=") for word in words) if key != "schedule"}
-    typed |= {"lr": 2e-3} if "lr" in typed else {}
-    found = notes(compose(["data=digits", *words]), typed)
-    assert any(one.startswith(line) for one in found), found
+
+EPOCHS = "schedule.epochs=2: reaches only all. head (epochs=3), top (epochs=3) set its own."
+
+
+def test_a_setting_that_reaches_less_is_a_warning_on_standard_error(composed: list[Config], capsys: Captured) -> None:
+    assert main(["pets", "schedule.epochs=2", "epochs=4"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("epochs=4: of each phase")
+    assert "warning" not in said.out
+    assert main(["plan", "pets", "schedule.epochs=2"]) == 0
+    assert capsys.readouterr().err.startswith(f"warning: {EPOCHS}")
+    assert len(composed) == 2
+
+
+def test_a_setting_in_a_file_of_ones_own_is_named_and_a_packaged_one_is_not(
+    composed: list[Config], tmp_path: Path, capsys: Captured
+) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [train, _self_]\nschedule: {epochs: 2}\ndata: {root: pets}\n")
+    (tmp_path / "schedule").mkdir()
+    (tmp_path / "schedule/tops.yaml").write_text(
+        "name: tops\nweight_decay: 0.1\nphases: [{name: top, train: [head], solver: lbfgs}]\n"
+    )
+    own = ["--config-dir", str(tmp_path)]
+    assert main(["train", *own, "--config-name", "mine"]) == 0
+    assert capsys.readouterr().err.splitlines() == [f"warning: {EPOCHS} epochs=2 sets the whole schedule."]
+    assert main(["plan", *own, "pets", "schedule=tops"]) == 0
+    assert capsys.readouterr().err == (
+        "warning: schedule.weight_decay=0.1: has no effect. top solves its head without it.\n"
+    )
+    for name in group_choices()["schedule"]:
+        assert main(["plan", *own, "experiment=digits", f"schedule={name}", "name=null"]) == 0
+    assert capsys.readouterr().err == ""
+    assert len(composed) == 2 + len(group_choices()["schedule"])
+
+
+def test_a_sweep_says_it_once(composed: list[Config], tmp_path: Path, capsys: Captured) -> None:
+    words = ["pets", "seed=1,2", "schedule=full,probe", "schedule.epochs=2", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    assert main(["-m", *words]) == 0
+    assert len(composed) == 4
+    assert sorted(capsys.readouterr().err.splitlines()) == [
+        "warning: schedule.epochs=2: has no effect. all (epochs=10) sets its own. epochs=2 sets the whole schedule.",
+        "warning: schedule.epochs=2: has no effect. probe solves its head without it.",
+    ]
+
+
+def test_python_says_it_too(pets: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tried = [finetune.Phase(train=["head"], solver="lbfgs", weight_decay=0.1)]
+    finetune.plan(pets, schedule=tried, overrides=[*TINY, "input.channels=3", "input.adapt=fold", "input.crop_pct=0.5"])
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "schedule.phases.0.weight_decay=0.1: has no effect. head solves its head without it." in told
+    assert any(line.startswith("input.adapt=fold: has no effect. The images are read with 3 channels") for line in told)
+
+
+def test_a_crop_of_squashed_images_is_named() -> None:
+    config = InputConfig(crop_pct=0.9)
+    assert unused_input(config, InputSpec(crop_mode="center")) == []
+    assert unused_input(config, InputSpec(crop_mode="squash"))[0].startswith("input.crop_pct=0.9: has no effect.")
+
+
+def test_fractions_are_named_where_the_data_has_its_own_splits(pets: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(pets, tmp_path / split)
+    config = compose(["data=folder", f"data.root={tmp_path}", "data.val_fraction=0.3", "data.test_fraction=0.3"])
+    notes = build_source(config).index.notes
+    assert notes[0] == "data.val_fraction=0.3: has no effect. The data has its own validation split."
+    assert not any("test_fraction" in note for note in notes)
+
+
+def test_ranges_of_deep_images_are_named_where_there_are_none(pets: Path) -> None:
+    words = ["data=folder", f"data.root={pets}"]
+    deep = build_source(compose([*words, "data.integer_range=[0,100]"])).index.notes
+    assert "data.integer_range or data.bit_depth: has no effect. No image holds integers of more than 8 bits." in deep
+    stretched = build_source(compose([*words, "data.high_depth=stretch"])).index.notes
+    assert "data.high_depth=stretch: has no effect. No image holds more than 8 bits." in stretched
+
+
+def test_an_argument_of_python_that_reaches_nothing_is_refused(pets: Path) -> None:
+    backbone = finetune.build_backbone("resnet10t", weights="none")
+    for arguments, problem in (
+        ({"stages": {"stem": ["conv1"]}}, "stages: only for a module of your own"),
+        ({"classes": ["a", "b"]}, "classes: only for a data set of numbered classes"),
+        ({"backbone": backbone, "weights": "none"}, "weights: has no effect on a Backbone"),
+        ({"backbone": backbone, "overrides": ["input.mean=[0,0,0]"]}, "input.mean: has no effect on a Backbone"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            finetune.plan(pets, **arguments)
 
 
 def test_settings_that_reach_all_they_name_are_not_mentioned() -> None:
@@ -298,6 +451,9 @@ def test_settings_that_reach_all_they_name_are_not_mentioned() -> None:
     every = ["schedule.epochs=1", *(f"schedule.phases.{number}.epochs=1" for number in range(3))]
     typed = dict.fromkeys((word.split("=")[0] for word in [*words[2:], *every]), 1)
     assert notes(compose([*words, *every]), typed) == []
+    whole = ["schedule.weight_decay=0.1", "schedule.gradient_clip=1", "head.drop_rate=0.5", "data.augment=light"]
+    assert notes(compose(["data=digits", "schedule=lp_ft", *whole[:3]]), values_of(whole[:3])) == []
+    assert notes(compose(["data=digits", *whole]), values_of(whole)) == []
 
 
 def test_an_optimizer_of_a_phase_with_a_rate_is_refused() -> None:

@@ -93,7 +93,9 @@ def fit(
     """
     from finetune.api.settings import FitArguments
     from finetune.runners.train import train
+    from finetune.terminal_log import show_log
 
+    show_log()
     config, objects = FitArguments(
         data=data,
         backbone=backbone,

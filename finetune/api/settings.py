@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.arguments import described
 from finetune.build.python_objects import PYTHON, PythonObjects
-from finetune.config import compose
-from finetune.config.overrides import data_words, quoted
+from finetune.config import check_overrides, compose
+from finetune.config.given import given_in_phases
+from finetune.config.ineffective_settings import report
+from finetune.config.overrides import data_words, quoted, values_of
 from finetune.config.schema import Config, PhaseConfig
 from finetune.errors import UserError, type_in_words
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from finetune.data.decode import DecodeOptions
     from finetune.data.image_source import Source
     from finetune.data.listing import Use
+
+# settings of the input that a network brings itself
+_OF_THE_INPUT = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,9 @@ class FitArguments:
             UserError: An argument or an override is wrong; one message for all overrides.
         """
         words, data = self._data()
-        config = compose([*words, *self.words(), *self.overrides], phases=self._phases())
+        accepted, phases = check_overrides([*words, *self.words(), *self.overrides]), self._phases()
+        config = compose(accepted, phases=phases)
+        report(config, values_of(accepted) | given_in_phases(phases or ()))
         source = None if data is None else self._source(data, config)
         if source is not None:
             config = replace(config, input=replace(config.input, channels=source.decode_options.channels))
@@ -207,6 +214,29 @@ class FitArguments:
             use=use,
         )
 
+    def _refuse_unread(self, config: Config, source: "Source | None") -> None:
+        """Refuse arguments that would reach nothing beside the other ones.
+
+        Raises:
+            UserError: There is one.
+        """
+        from finetune.models.backbone import Backbone
+
+        if isinstance(self.backbone, str) and self.stages is not None:
+            raise UserError(
+                f"stages: only for a module of your own. The library of {self.backbone!r} defines its stages. Leave it out."
+            )
+        if isinstance(self.backbone, Backbone):
+            own = {"weights": self.weights, "stages": self.stages}
+            own |= {f"input.{key}": getattr(config.input, key) for key in _OF_THE_INPUT}
+            if unread := [name for name, value in own.items() if value is not None]:
+                raise UserError(
+                    f"{unread[0]}: has no effect on a Backbone, which is built already. Give it to finetune.build_backbone, or "
+                    "leave it out."
+                )
+        if self.classes is not None and source is None:
+            raise UserError("classes: only for a data set of numbered classes. A folder or a table names its own.")
+
     def _objects(self, config: Config, source: "Source | None") -> PythonObjects:
         from torch import nn
 
@@ -216,11 +246,10 @@ class FitArguments:
         from finetune.models.build import build_backbone
 
         backbone, head, loss = self.backbone, self.head, self.loss
+        self._refuse_unread(config, source)
         if isinstance(backbone, nn.Module) and not isinstance(backbone, Backbone):
             spec = InputSpec(size=image_size(config.input.size) or InputSpec().size)
-            given = {
-                key: getattr(config.input, key) for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")
-            }
+            given = {key: getattr(config.input, key) for key in _OF_THE_INPUT}
             given = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if v is not None}
             backbone = build_backbone(
                 backbone, stages=self.stages, weights=self.weights, input_spec=replace(spec, **given)

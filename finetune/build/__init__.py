@@ -1,5 +1,6 @@
 """Build the objects of a run from its configuration: :func:`assemble` builds all of them."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ if TYPE_CHECKING:  # imported where they are used, so that a wrong path is repor
     from finetune.data.image_source import Source
     from finetune.models.classifier import Classifier
     from finetune.phases import ResolvedPhase
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +100,14 @@ def assemble(
     if source is None:
         source = build_source(config, listing=check_paths(config), download=trusted)
     if description is None:
-        from finetune.build.input_lines import input_lines
+        from finetune.build.input_lines import input_lines, unused_input
 
         audited = _report_data(source, show)
         classifier = build_model(config, source, show, trusted=trusted, objects=objects)
         for line in input_lines(classifier, audited.sizes) if audited is not None else []:
             show(line)
+        for line in unused_input(config.input, classifier.input_spec):
+            log.warning("%s", line)
     else:
         classifier = build_described_model(config, description, trusted=trusted, objects=objects)
     phases = _phases(config, classifier, objects, show)

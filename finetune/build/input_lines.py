@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from finetune.config.schema import InputConfig
 from finetune.data.evaluation_pixels import resize_target
 from finetune.input_spec import InputSpec
+from finetune.models.adaptations import ADAPTATIONS, PRETRAINED_CHANNELS
 from finetune.models.modes import evaluating
 
 if TYPE_CHECKING:
@@ -45,6 +47,31 @@ def input_lines(classifier: "Classifier", sizes: Mapping[str, Sequence[int]]) ->
         lines.append(
             f"input: at this size the last feature map is 1 x 1, so the last stage has no spatial context. "
             f"input.size={2 * height} gives it some."
+        )
+    return lines
+
+
+def unused_input(config: InputConfig, spec: InputSpec) -> list[str]:
+    """Return a line for each setting of the input that has no effect on these images and this network.
+
+    Args:
+        config: Settings of the input.
+        spec: The input as it is.
+
+    >>> unused_input(InputConfig(adapt="fold"), InputSpec(channels=3))[0].partition(". ")[0]
+    'input.adapt=fold: has no effect'
+    """
+    lines = []
+    kind = ADAPTATIONS[config.adapt]
+    if spec.channels == PRETRAINED_CHANNELS and kind.kernel is not None and not kind.is_new:
+        lines.append(
+            f"input.adapt={config.adapt}: has no effect. The images are read with {spec.channels} channels, as the stem was "
+            "pretrained on. input.channels=1 reads them as grey."
+        )
+    if config.crop_pct is not None and spec.crop_mode == "squash":
+        lines.append(
+            f"input.crop_pct={config.crop_pct}: has no effect. input.crop_mode=squash shows whole images. "
+            "input.crop_mode=center crops them."
         )
     return lines
 

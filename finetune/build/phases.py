@@ -138,6 +138,8 @@ def _descends(config: Config, objects: PythonObjects, phases: "Sequence[Resolved
         # a solved head does not measure user-supplied metrics
         or config.monitor.removeprefix("val/") in config.metrics
         or phase.train != ("head",)
+        # a solved head does not start from given weights
+        or bool(config.head.weights)
         or bool(phase.mixup or phase.cutmix or phase.lr_trials)
         or (later is not None and later.carry_optimizer)
     )

@@ -234,6 +234,7 @@ def run_composed(command: str, line: CommandLine, task: Task) -> int:
         words=(program, command, *folders, *named),
         starter=os.getpid(),
         common=frozenset(as_hydra_writes(overrides)),
+        own_files=bool(line.config_dirs),
     )
     before, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [program, *line.options, *overrides]

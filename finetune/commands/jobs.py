@@ -1,11 +1,13 @@
 """A job: one run of a command on a composed configuration, alone or in a sweep, where it writes a record."""
 
+import logging
 import math
 import os
 import signal
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
@@ -16,7 +18,8 @@ from finetune.atomic_files import write_json
 from finetune.checksums import verify
 from finetune.commands.slurm import is_ending, know_ended_jobs, requeue_by_submitit
 from finetune.config import to_config
-from finetune.config.ineffective_settings import notes
+from finetune.config.given import given_in_files
+from finetune.config.ineffective_settings import notes, report
 from finetune.config.overrides import values_of
 from finetune.config.schema import Config
 from finetune.distributed import environment_restored, is_rank_zero
@@ -26,6 +29,9 @@ from finetune.plain import Json, from_plain, to_plain
 from finetune.run_folder import JOBS, RunFolder
 from finetune.safe_files import read_json
 from finetune.terminal import GuardedStream
+from finetune.terminal_log import show_log
+
+log = logging.getLogger(__name__)
 
 
 class Refused(BaseException):
@@ -150,6 +156,7 @@ class Job:
         words: Program, command and config folders: the words that every job's command line starts with.
         starter: Id of the process that started the sweep.
         common: Overrides that every job has.
+        own_files: Whether the user has configurations of their own.
         outcome: Without a sweep, how the task ended.
     """
 
@@ -157,6 +164,7 @@ class Job:
     words: tuple[str, ...]
     starter: int
     common: frozenset[str] = frozenset()
+    own_files: bool = False
     outcome: Outcome = field(default_factory=Outcome)
 
     def __call__(self, composed: Any) -> float | None:
@@ -175,14 +183,21 @@ class Job:
             return self._swept(composed, hydra)
         try:
             config = to_config(composed)
-            if is_rank_zero():
-                for line in notes(config, values_of(list(hydra.overrides.task))):
-                    print(line, flush=True)
+            report(config, self._given(composed, hydra))
             with environment_restored():
                 self.outcome.status = self.task(config)
         except Exception as error:  # Hydra would add output of its own; the caller raises it again
             self.outcome.error = error
         return None
+
+    def _given(self, composed: Any, hydra: Any) -> dict[str, Any]:
+        """Return the settings that the user gave: typed, or in files of their own."""
+        typed = values_of(list(hydra.overrides.task))
+        if not self.own_files:
+            return typed
+        from omegaconf import OmegaConf
+
+        return given_in_files(OmegaConf.to_container(composed), hydra.runtime.choices) | typed
 
     def _swept(self, composed: Any, hydra: Any) -> float | None:
         """Run one job of a sweep; raise only where a signal stops it, so that the other jobs run and every launcher continues."""
@@ -205,7 +220,9 @@ class Job:
         requeue = requeue_by_submitit()
         try:
             with environment_restored(), self._output(folder / f"{number}.log"), _stopping_for(requeue):
-                status = self.task(to_config(composed))
+                config = to_config(composed)
+                self._warn_once(notes(config, self._given(composed, hydra)), folder)
+                status = self.task(config)
             record = replace(
                 with_metrics(record),
                 status="finished" if status == 0 else "failed",
@@ -230,6 +247,14 @@ class Job:
         print(f"job {number}: {record.in_words()}", flush=True)
         value = record.monitored
         return value if value is not None and math.isfinite(value) else None
+
+    def _warn_once(self, lines: Sequence[str], folder: Path) -> None:
+        """Warn of settings that have no effect, unless another job of the sweep has; a file for each line tells."""
+        show_log()
+        for line in lines if is_rank_zero() else ():
+            with suppress(FileExistsError), (folder / f"{zlib.crc32(line.encode()):08x}.warning").open("x") as file:
+                file.write(f"{line}\n")
+                log.warning("%s", line)
 
     def _write(self, file: Path, record: JobRecord) -> None:
         if is_rank_zero():

@@ -41,7 +41,7 @@ def spread(config: Config) -> Config:
 
 
 def notes(config: Config, *, epochs: int | None, lr: float | None) -> list[str]:
-    """Return what ``epochs`` and ``lr`` come to, one line each; empty where none is set.
+    """Return what ``epochs`` and ``lr`` come to, one line each; empty where none is set, or where it needs no words.
 
     Args:
         config: Configuration after :func:`spread`.
@@ -55,9 +55,7 @@ def notes(config: Config, *, epochs: int | None, lr: float | None) -> list[str]:
         solved = [phase.name for phase in phases if _inherited(config, phase, "solver") == "lbfgs"]
         perhaps = [phase.name for phase in phases if _is_auto(config, phase)]
         without = f"{', '.join(solved)} solve{'s' * (len(solved) == 1)} the head, without epochs"
-        if not stepping and not perhaps:
-            lines.append(f"epochs={epochs}: has no effect. {without}.")
-        elif len(phases) > 1:
+        if (stepping or perhaps) and len(phases) > 1:
             named = [*stepping, *(f"{name} unless it is solved" for name in perhaps)]
             of_each = f"epochs={epochs}: of each phase ({', '.join(named)}), {epochs * len(stepping)} in all"
             of_each += f", {epochs * len(named)} if it is not" if perhaps else ""

@@ -92,7 +92,7 @@ def arrange(
         )
         raise UserError(f"{listing.origin}: validation needs an image. {why}, or give a validation split.")
     index = listing.to_index(
-        splits=splits, content=content, skipped=skipped or (), notes=_notes(listing, splits, skipped or [])
+        splits=splits, content=content, skipped=skipped or (), notes=_notes(listing, splits, split, skipped or [])
     )
     rows = np.arange(len(index))
     if split.limit_per_class is None or listing.use == "test":
@@ -145,9 +145,16 @@ def _divide(listing: Listing, content: npt.NDArray[np.uint64], split: SplitSetti
     return splits
 
 
-def _notes(listing: Listing, splits: npt.NDArray[np.int8], skipped: list[tuple[str, str]]) -> list[str]:
+def _notes(
+    listing: Listing, splits: npt.NDArray[np.int8], split: SplitSettings, skipped: list[tuple[str, str]]
+) -> list[str]:
     """Return a sentence for each fact that the user should know before training and the audit does not report."""
     notes = []
+    for name, called in (("val", "validation"), ("test", "test")) if listing.use == "train" else ():
+        key = f"{name}_fraction"
+        share = getattr(split, key)
+        if name in listing.given and share not in (0, getattr(SplitSettings(), key)):
+            notes.append(f"data.{key}={share}: has no effect. The data has its own {called} split.")
     if listing.use == "train" and not (splits == TEST).any():
         notes.append("No test split: no metrics on unseen images.")
     if skipped:

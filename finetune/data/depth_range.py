@@ -42,11 +42,17 @@ def measured(facts: Facts, kind: str) -> Measured | None:
 def with_ranges(decode_options: DecodeOptions, facts: Facts) -> tuple[DecodeOptions, tuple[str, ...]]:
     """Return the options with ranges for the high-bit-depth images of a scan, and notes for the user about them.
 
-    Given ranges and ``high_depth=stretch`` are kept.
+    Given ranges and ``high_depth=stretch`` are kept; where no image has samples to which they apply, a note says so.
     """
     notes: list[str] = []
+    if decode_options.high_depth == "stretch" and not facts.table["deep"].any():
+        notes.append("data.high_depth=stretch: has no effect. No image holds more than 8 bits.")
     for kind, key in (("integer", "integer_range"), ("float", "float_range")):
         numbers = measured(facts, kind)
+        if numbers is None and getattr(decode_options, key) is not None:
+            what = "integers of more than 8 bits" if kind == "integer" else "floating-point numbers"
+            setting = "data.integer_range or data.bit_depth" if kind == "integer" else "data.float_range"
+            notes.append(f"{setting}: has no effect. No image holds {what}.")
         if numbers is None or decode_options.high_depth != "full":
             continue
         given: Range | None = getattr(decode_options, key)
