@@ -31,6 +31,7 @@ EDGES = {
     "finetune.augment_settings": "arguments of torchvision's transforms, from _target_ nodes",
     "finetune.build.classifier": "arguments of a head's constructor",
     "finetune.build.phases": "settings of a phase as OmegaConf gives them",
+    "finetune.config.given": "values of settings, of whatever type each has",
     "finetune.config.overrides.values_of": "values that Hydra's parser makes of words",
     "finetune.config.schema": "_target_ nodes and arguments of other libraries, as OmegaConf merges them",
     "finetune.config.to_plain": "the configuration for OmegaConf and YAML",

@@ -190,7 +190,7 @@ class Job:
             self.outcome.error = error
         return None
 
-    def _given(self, composed: Any, hydra: Any) -> dict[str, Any]:
+    def _given(self, composed: Any, hydra: Any) -> Mapping[str, Any]:
         """Return the settings that the user gave: typed, or in files of their own."""
         typed = values_of(list(hydra.overrides.task))
         if not self.own_files:
