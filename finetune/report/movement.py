@@ -1,6 +1,7 @@
 """How far the weights of each stage moved in each phase."""
 
 import itertools
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,13 +102,14 @@ def _between(classifier: Classifier, before: Path, after: Path) -> dict[str, flo
                 raise RuntimeError(
                     f"{name} is {tuple(start.shape)} in {before.name}, {tuple(end.shape)} in {after.name}."
                 )
-            for path, weights in ((before, start), (after, end)):
-                if not weights.isfinite().all():
-                    raise UserError(f"{path}: damaged. {name} holds numbers that are not finite.")
             # part by part: a copy in double precision is twice as large as the weights
             for one, other in zip(start.flatten().split(_AT_ONCE), end.flatten().split(_AT_ONCE), strict=True):
                 moved[stage] += float((other.double() - one.double()).square().sum())
                 length[stage] += float(one.double().square().sum())
+            # a number that is not finite, in either file, makes the sum so
+            if not math.isfinite(moved[stage]):
+                path = after if start.isfinite().all() else before
+                raise UserError(f"{path}: damaged. {name} holds numbers that are not finite.")
     return {
         stage: float(np.sqrt(moved[stage] / length[stage])) if length[stage] else (None if moved[stage] else 0.0)
         for stage in moved

@@ -74,6 +74,8 @@ def execute(
             run = Run(context=context, card=model_card, free_memory=free_memory if tune_process else gc.collect)
             result = run.execute()
         _show_results(result, config, parts.source.index)
+        # before the report, which reads them
+        kept = is_rank_zero() and config.keep != "all" and _keep_movements(parts.classifier, folder)
         if config.report and is_rank_zero():
             if tune_process:
                 _tune_for_report()
@@ -84,8 +86,8 @@ def execute(
             files=_stored_files(folder),
         )
     if is_rank_zero():
-        if config.keep != "all":
-            _keep_results_only(parts.classifier, folder)
+        if kept:
+            _delete_spare_files(folder)
         _show_next_commands(parts.classifier, run_dir)
     return result
 
@@ -240,8 +242,8 @@ def _stored_files(folder: "RunFolder") -> "StoredFiles":
     return StoredFiles(bundle=folder.bundle, others=[file for file in files if file.is_file()])
 
 
-def _keep_results_only(classifier: "Classifier", folder: "RunFolder") -> None:
-    """Write how far the weights moved in each phase to ``movement.json``, and delete checkpoints and weights between phases.
+def _keep_movements(classifier: "Classifier", folder: "RunFolder") -> bool:
+    """Write how far the weights moved in each phase to ``movement.json``; return whether the weights may be deleted.
 
     An error here is printed and leaves the run intact.
     """
@@ -249,9 +251,22 @@ def _keep_results_only(classifier: "Classifier", folder: "RunFolder") -> None:
 
     try:
         keep_movements(classifier, folder)
-        folder.delete_spare_files()
     except (OSError, UserError, RunError) as error:
-        show(f"keep=results: checkpoints stay on the disk. {first_line(error)} The run itself is complete.")
+        _say_kept(error)
+        return False
+    return True
+
+
+def _delete_spare_files(folder: "RunFolder") -> None:
+    """Delete checkpoints and weights between phases; an error here is printed and leaves the run intact."""
+    try:
+        folder.delete_spare_files()
+    except OSError as error:
+        _say_kept(error)
+
+
+def _say_kept(error: Exception) -> None:
+    show(f"keep=results: checkpoints stay on the disk. {first_line(error)} The run itself is complete.")
 
 
 def _show_next_commands(classifier: "Classifier", run_dir: Path) -> None:
