@@ -10,6 +10,7 @@ from finetune.commands.options import Arguments, home_path
 from finetune.config import check_overrides, command_line, compose, with_overrides
 from finetune.config.overrides import TypedLine, data_words, values_of
 from finetune.errors import UserError
+from finetune.terminal import printable
 
 ABOUT = """\
 Look at a data set (grey or colour, bits, sizes, counts, several labels, groups of images) and write a file of settings to
@@ -122,7 +123,8 @@ def starting_settings(place: str, typed: Sequence[str] = ()) -> str:
 
 
 def _comment(text: str, indent: str = "") -> list[str]:
-    return [f"{indent}# {line}" for line in textwrap.wrap(text, 116 - len(indent))]
+    # without line ends of any kind: names of the data would begin a line of settings with them
+    return [f"{indent}# {line}" for line in textwrap.wrap(printable(text.replace("\n", " ")), 116 - len(indent))]
 
 
 def _entry(key: str, value: tuple[Any, list[str]], indent: str) -> list[str]:

@@ -15,10 +15,11 @@ from finetune.config.groups import group_choices, phase_names
 from finetune.config.keys import all_keys, find_key, path_keys, type_of
 from finetune.config.timm_names import is_timm_name, timm_names
 from finetune.data.sources import ANY_FOLDER, DATA_SOURCES, place_settings, recognised
-from finetune.errors import ConfigError, did_you_mean, first_line
+from finetune.errors import ConfigError, UserError, did_you_mean, first_line
 from finetune.foreign_words import FOREIGN, MISPLACED
 from finetune.near_paths import near_path
 from finetune.run_names import RECORD
+from finetune.terminal import printable
 
 # short names of settings that are typed often
 SHORT = {"batch_size": "data.batch_size", "weights": "backbone.weights"}
@@ -150,13 +151,25 @@ def values_of(accepted: Sequence[str]) -> dict[str, Any]:
 
 
 def quoted(value: object) -> str:
-    """Quote a value for Hydra's override grammar, whatever characters it holds.
+    """Quote a value for Hydra's override grammar.
+
+    Raises:
+        UserError: It holds ``${``, which a configuration replaces by a value of this machine, also when it is read again.
 
     >>> quoted("a b=c")
     "'a b=c'"
     """
+    if "${" in str(value):
+        raise UserError(
+            f"{printable(str(value))!r}: cannot be a setting. A configuration would replace what begins with '${{'. Rename it."
+        )
+    return _in_quotes(str(value))
+
+
+def _in_quotes(typed: str) -> str:
+    """Quote what was typed as a value for Hydra's grammar; it may interpolate."""
     # Hydra reads backslashes literally, except a run of them before a quote
-    text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(value))
+    text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), typed)
     return f"'{text}'"
 
 
@@ -224,7 +237,7 @@ def _with_home(value: str, replacement: Callable[[str], str] = str) -> str:
     """
     return re.sub(
         r"(^|[\[,:]\s*)(~(?:[/\\\w][^,\[\]{}]*)?)(?=$|[,\]}])",
-        lambda m: m[1] + quoted(replacement(m[2])),
+        lambda m: m[1] + _in_quotes(replacement(m[2])),
         value,
     )
 
@@ -400,7 +413,7 @@ class _Reader:
         except HydraException as error:
             name, _, value = text.partition("=")
             if value and not _HYDRA_VALUE.match(value) and key not in self._groups:
-                return self._checked(f"{name}={quoted(value)}", key, typed=shown)
+                return self._checked(f"{name}={_in_quotes(value)}", key, typed=shown)
             why = first_line(error)
             raise _WrongWordError(
                 f"{shown}: not an override. {why}. Use key=value, and quote values with spaces or '='."

@@ -5,6 +5,7 @@ window keeps its values, which are scaled like those of other files of high bit 
 value white. No text of the file is read: names and dates of patients are not used.
 """
 
+import zlib
 from io import BytesIO
 from typing import Any
 
@@ -14,12 +15,15 @@ import numpy.typing as npt
 from finetune.data.array_image import ArrayImage, Samples
 from finetune.data.image_file import UnreadableImage
 
+# bytes, and times its own size, that a file may inflate to; pydicom has no limit, and a megabyte can hold a gigabyte of zeros
+_MOST_INFLATED, _MOST_INFLATION = 2**26, 40
+
 
 def open_dicom(data: bytes | bytearray, *, path: str) -> ArrayImage:
     """Read the header of a DICOM file.
 
     Raises:
-        UnreadableImage: pydicom is not installed, or the file does not hold a picture.
+        UnreadableImage: pydicom is not installed, the file does not hold a picture, or it inflates to many times its size.
     """
     try:
         import pydicom
@@ -28,6 +32,7 @@ def open_dicom(data: bytes | bytearray, *, path: str) -> ArrayImage:
             path,
             "It is a DICOM file. Install pydicom with: pip install 'stagewise-finetune[dicom]', or convert the file to PNG.",
         ) from None
+    _check_inflation(data, path)
     dataset = pydicom.dcmread(BytesIO(data))
     if "PixelData" not in dataset or "Rows" not in dataset:
         raise UnreadableImage(path, "It is a DICOM file without a picture.")
@@ -42,6 +47,27 @@ def open_dicom(data: bytes | bytearray, *, path: str) -> ArrayImage:
         channels=3 if shown == "PALETTE COLOR" else number,
         is_animated=int(dataset.get("NumberOfFrames") or 1) > 1,
     )
+
+
+def _check_inflation(data: bytes | bytearray, path: str) -> None:
+    """Refuse a file whose data set, if that is deflated (PS3.5, A.5), is many times as large as the file.
+
+    Raises:
+        UnreadableImage: It is.
+    """
+    from pydicom.filereader import read_dataset, read_preamble
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    file = BytesIO(data)
+    read_preamble(file, force=False)
+    meta = read_dataset(
+        file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, vr, length: tag.group != 2
+    )
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    most = max(_MOST_INFLATED, _MOST_INFLATION * len(data))
+    if len(zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(), most + 1)) > most:
+        raise UnreadableImage(path, f"Its deflated data set has more than {most:,} bytes, the file {len(data):,}.")
 
 
 def _has_table(dataset: Any) -> bool:

@@ -152,3 +152,37 @@ def test_what_it_cannot_look_at_is_one_message(
         assert main(["init", word]) == 2
         assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_name_in_the_data_adds_no_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    # what is written is the user's own configuration, which may name classes; YAML ends a line at U+2028
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SECRET", "s3cret")
+    grey_images(tmp_path / "images", 40, seed=0)
+
+    def table(column: str) -> list[str]:
+        cells = "".join(f"{number}.png,{'ab'[number % 2]},{number // 4}\n" for number in range(40))
+        (tmp_path / "images/table.csv").write_text(f'path,label,"{column}"\n{cells}', encoding="utf-8")
+        return ["init", "images/table.csv"]
+
+    column = "patient\u2028callbacks:\u2028  x:\u2028    _target_: os.getcwd"
+    assert main(table(column)) == 0
+    settings = yaml.safe_load((tmp_path / "table.yaml").read_text(encoding="utf-8"))
+    assert set(settings) <= {"defaults", "data", "input", "loss", "monitor"}
+    assert settings["data"]["group_column"] == column
+
+    (tmp_path / "table.yaml").unlink()
+    assert main(table("patient ${oc.env:SECRET}")) == 2
+    said = capsys.readouterr()
+    assert "'patient ${oc.env:SECRET}': cannot be a setting." in said.err
+    assert "s3cret" not in said.out + said.err
+
+
+def test_a_folder_whose_name_interpolates_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    grey_images(tmp_path / "a ${oc.env:HOME}/b", 2, seed=0)
+    for line in (["init"], ["plan"], ["train"]):
+        assert main([*line, "a ${oc.env:HOME}"]) == 2
+        assert "a ${oc.env:HOME}': cannot be a setting." in capsys.readouterr().err

@@ -5,7 +5,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from finetune.data.decode import DecodeOptions, decode_bytes
 from finetune.data.dicom import open_dicom
@@ -13,11 +13,11 @@ from finetune.data.image_file import UnreadableImage
 from tests.data.odd_images import grey_picture, picture
 
 
-def dicom(values, *, photometric="MONOCHROME2", bits=None, **tags):
+def dicom(values, *, photometric="MONOCHROME2", bits=None, syntax=ExplicitVRLittleEndian, **tags):
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
     meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=["test"])
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = syntax
     dataset = FileDataset("x.dcm", {}, file_meta=meta, preamble=bytes(128))
     dataset.Rows, dataset.Columns = values.shape[-2:] if photometric != "RGB" else values.shape[:2]
     dataset.SamplesPerPixel = 3 if photometric == "RGB" else 1
@@ -102,3 +102,12 @@ def test_without_pydicom_the_way_to_read_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(UnreadableImage, match=r"pip install 'stagewise-finetune\[dicom\]'"):
         shown(dicom(grey_picture()))
+
+
+def test_a_deflated_file_is_read_unless_it_grows_beyond_bounds(monkeypatch):
+    grey = grey_picture()
+    assert np.array_equal(shown(dicom(grey, syntax=DeflatedExplicitVRLittleEndian)), grey)
+    bomb = dicom(np.zeros((8192, 8193), np.uint8), syntax=DeflatedExplicitVRLittleEndian)
+    monkeypatch.setattr(pydicom, "dcmread", lambda file: pytest.fail("it would be inflated whole"))
+    with pytest.raises(UnreadableImage, match="deflated data set has more than 67,108,864 bytes"):
+        open_dicom(bomb, path="x.dcm")
