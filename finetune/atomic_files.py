@@ -39,6 +39,9 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     replaced = False
     try:
         make_folder(target.parent)
+        if os.path.lexists(part):
+            # in a folder of others it may be a link, which must not be written through
+            part.unlink()
         yield part
         with part.open("r+b") as written:  # Windows syncs only what is open for writing
             os.fsync(written.fileno())

@@ -213,11 +213,17 @@ class RunFolder:
 
         ``movement.json`` keeps what the report shows of them. The weights after the last phase are kept, so that the bundle can
         be written again from them.
+
+        Raises:
+            UserError: The folder of a phase is a link out of the run, through which another run's files would be deleted.
         """
         if not self.is_finished or not self.movement.is_file() or not self.final_weights.is_file():
             return []
         names = ("last.ckpt", "best.ckpt", "trials.ckpt", "start.safetensors")
-        return [file for name in names for file in sorted(self.path.glob(f"phases/*/{name}")) if not file.is_symlink()]
+        found = [file for name in names for file in sorted(self.path.glob(f"phases/*/{name}")) if not file.is_symlink()]
+        for phase in dict.fromkeys(file.parent for file in found):
+            inside(self.path, phase.relative_to(self.path))
+        return found
 
     def delete_spare_files(self) -> None:
         """Delete what :meth:`spare_files` lists."""

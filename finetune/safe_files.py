@@ -302,8 +302,28 @@ def check_zip(path: str | Path, *, name: str | None = None) -> None:
         raise UserError(f"{name}: damaged. Its members are larger than the file.")
 
 
-def inside(folder: str | Path, name: str, *, of: str = "run folder") -> Path:
-    """Return the path of a file that must be inside a run folder or bundle.
+def leads_out(path: str | Path, folder: str | Path) -> Path | None:
+    """Return where a path below a folder leads if it leads out of the folder, as a link on the way can; else None.
+
+    Args:
+        path: Path of a file or folder; it need not exist.
+        folder: Folder; it may itself be a link, or lie below one.
+    """
+    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    return None if real.is_relative_to(home) else real
+
+
+def links_out(folder: str | Path) -> Iterator[str]:
+    """Yield the links below a folder that lead out of it, one line each; whatever writes below the folder writes through them."""
+    for at, folders, files in os.walk(folder):
+        for name in sorted([*folders, *files]):
+            path = os.path.join(at, name)
+            if os.path.islink(path) and (real := leads_out(path, folder)) is not None:
+                yield f"{printable(os.path.relpath(path, folder))}: a link out, to {printable(str(real))}"
+
+
+def inside(folder: str | Path, name: str | Path, *, of: str = "run folder") -> Path:
+    """Return the path of a file or folder that must be inside a run folder or bundle, to be read, written or deleted.
 
     Args:
         folder: Folder; it may itself be a link.
@@ -314,10 +334,11 @@ def inside(folder: str | Path, name: str, *, of: str = "run folder") -> Path:
         UserError: The path leads out of the folder, as a symbolic link can, or is a circular link.
     """
     path = Path(folder) / name
-    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
-    if home not in real.parents:
+    real = leads_out(path, folder)
+    # a link to the folder itself is not a file of it either
+    if real is not None or os.path.realpath(path) == os.path.realpath(folder):
         raise UserError(
-            f"{path}: leads out of the {of}, to {real}. All files of a {of} must lie in it. "
+            f"{path}: leads out of the {of}, to {real or os.path.realpath(path)}. All files of a {of} must lie in it. "
             f"If you trust it, copy it with its contents: cp -rL {folder} NEW_FOLDER"
         )
     return path

@@ -68,6 +68,15 @@ def test_the_part_of_a_process_that_lives_is_left_alone(tmp_path: Path) -> None:
     assert names(tmp_path) == ["model.safetensors"]
 
 
+def test_a_link_in_the_place_of_a_part_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with atomic_path(tmp_path / "report.html") as part:
+        part.touch()
+    part.symlink_to("mine")
+    write_text(tmp_path / "report.html", "of the run")
+    assert ((tmp_path / "mine").read_text(), names(tmp_path)) == ("mine", ["mine", "report.html"])
+
+
 def test_the_part_of_another_machine_is_left_until_nobody_has_written_to_it_for_a_day(tmp_path: Path) -> None:
     part = tmp_path / f".last.ckpt.elsewhere-1{PART}"
     part.touch()

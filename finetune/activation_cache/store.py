@@ -138,6 +138,10 @@ class Entry:
 
     def __init__(self, folder: Path, *, layout: Layout, about: Mapping[str, Any]) -> None:
         self.folder, self.layout = folder, layout
+        for place in (folder, folder / USED):
+            if place.is_symlink():
+                # writing must not follow links to what lies elsewhere
+                place.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = open_lock_file(folder / LOCK)
         try:
@@ -206,7 +210,7 @@ class Entry:
         return bool(meta.get("layout") == self.layout.to_plain() and sizes == expected)
 
     def _begin(self, about: Mapping[str, Any]) -> None:
-        for name in (META, CHUNKS, DATA):
+        for name in (META, CHUNKS, ROWS, DATA):
             (self.folder / name).unlink(missing_ok=True)
         try:
             (self.folder / CHUNKS).write_bytes(bytes(self.layout.chunks))
@@ -360,8 +364,11 @@ def list_entries(base: Path | None = None) -> list[Listed]:
 
 
 def delete(folder: Path) -> bool:
-    """Delete an entry; return False if a process is using it."""
+    """Delete an entry, of a link the link alone; return False if a process is using it."""
     try:
+        if folder.is_symlink():
+            folder.unlink()
+            return True
         lock = open_lock_file(folder / LOCK)
     except OSError:
         return False

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.commands.options import Arguments, home_path, output_folder
 from finetune.counted import counted
 from finetune.errors import UserError
+from finetune.safe_files import inside
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,12 +63,14 @@ def _classify(given: argparse.Namespace, file: Path) -> int:
     for note in notes:
         print(note)
     features = embeddings.features[rows]
-    for method in METHODS if given.method == "all" else [given.method]:
+    methods = METHODS if given.method == "all" else [given.method]
+    places = {method: inside(folder, method, of="folder") for method in methods}
+    for method, place in places.items():
         result = fit_and_test(method, features, index, metric=given.metric, seed=given.seed)
         classifier = result.classifier
         for remark in classifier.remarks:
             print(remark)
-        write_result(folder / method, result, embeddings, index, seed=given.seed, made_splits=bool(notes))
+        write_result(place, result, embeddings, index, seed=given.seed, made_splits=bool(notes))
         chosen = ", ".join(f"{name}={value:g}" for name, value in classifier.chosen.items())
         print(
             f"{method} ({chosen}): test {result.metrics['test'].in_words()} on {counted(len(result.test_rows), 'image')}"

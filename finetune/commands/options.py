@@ -11,6 +11,7 @@ from finetune.config import command_line
 from finetune.config.keys import find_key
 from finetune.config.overrides import SHORT
 from finetune.errors import UserError, closest, did_you_mean
+from finetune.safe_files import inside
 
 # what Hydra's --cfg and --info print; the first is taken where the word is left out
 _PRINTED: dict[str, tuple[str, ...]] = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}
@@ -255,10 +256,14 @@ def home_path(text: str) -> Path:
 def output_folder(given: Path | None, default: Path) -> Path:
     """Return the folder into which a command writes several files.
 
+    Args:
+        given: Folder that the user typed; None if there is none.
+        default: Folder beside a file that others may have made.
+
     Raises:
-        UserError: The path is a file.
+        UserError: The path is a file, or the default one a link to another place.
     """
-    folder = default if given is None else given
+    folder = inside(default.parent, default.name, of="folder") if given is None else given
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder}: must be a folder. It is a file.")
     return folder

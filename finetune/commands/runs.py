@@ -20,7 +20,7 @@ from finetune.plain import from_plain
 from finetune.results import Results
 from finetune.resume_command import resume_command
 from finetune.run_names import RECORD
-from finetune.safe_files import LARGEST_JSON, inside, read_json, read_text
+from finetune.safe_files import LARGEST_JSON, inside, leads_out, read_json, read_text
 from finetune.wilson import wilson
 
 ABOUT = """\
@@ -129,10 +129,15 @@ def run(argv: Sequence[str]) -> int:
             raise UserError(f"runs: no runs there. The current folder has some: {line}")
         if not Path("runs").is_dir():
             raise UserError(f"runs: no such folder. Name the folder of your runs: {line.removesuffix('.')}DIR")
-    found = [path for folder in folders or [Path("runs")] for path in runs_below(folder)]
+    below = {folder: runs_below(folder) for folder in folders or [Path("runs")]}
+    found = [path for paths in below.values() for path in paths]
     if action == "clean":
         line = " ".join(["finetune runs clean", *map(shlex.quote, places), "--yes"])
-        print("\n".join(_clean(found, delete=given.yes, line=line)))
+        # whoever made the folder may have put a link into it to any run; its own name cleans that
+        linked = {path: real for folder, paths in below.items() for path in paths if (real := leads_out(path, folder))}
+        print("\n".join(_clean([path for path in found if path not in linked], delete=given.yes, line=line)))
+        for path, real in linked.items():
+            print(f"{path}: left as it is, a link to another place: finetune runs clean {shlex.quote(str(real))} --yes")
         return 0
     runs, problems = [], []
     for path in found:
@@ -268,12 +273,15 @@ def comparison(runs: Sequence[RunSummary]) -> list[str]:
 
 
 def _clean(paths: Sequence[Path], *, delete: bool, line: str) -> list[str]:
-    """Delete what finished runs no longer need, or only count it and name the command line that deletes it."""
+    """Delete what finished runs no longer need, or only count it and name the command line that deletes it.
+
+    Raises:
+        UserError: A run may not be cleaned; nothing has been deleted.
+    """
     from finetune.run_folder import RunFolder
 
     lines, total = [], 0
-    for path in paths:
-        spare = RunFolder(path).spare_files()
+    for path, spare in [(path, RunFolder(path).spare_files()) for path in paths]:
         size = sum(file.stat().st_size for file in spare)
         if not spare:
             continue

@@ -10,7 +10,6 @@ is not a blocklist.
 import dataclasses
 import importlib
 import logging
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from finetune.config.schema import Config
 from finetune.errors import ConfigError, UserError, did_you_mean, first_line, type_in_words
 from finetune.listed_classes import CONTROL_KEYS, OPTIMIZERS, RUN_DIR, listing_package, unlisted, unlisted_in
 from finetune.resume_command import resume_command
+from finetune.safe_files import links_out
 from finetune.terminal import printable
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def require_trust(run_dir: Path, config: Config, *, trust: bool, typed: bool = F
     Raises:
         UserError: Something needs ``--trust``, and it was not given.
     """
-    untrusted = [*([] if typed else needs_trust(config)), *_links_out(run_dir)]
+    untrusted = [*([] if typed else needs_trust(config)), *links_out(run_dir)]
     if untrusted and not trust:
         lines = "\n".join(f"  {line}" for line in untrusted)
         raise UserError(
@@ -329,18 +329,6 @@ def _targets(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _targets(inner)
-
-
-def _links_out(run_dir: Path) -> Iterator[str]:
-    """Yield links in a run folder that lead out of it, because resuming would write through them."""
-    home = os.path.realpath(run_dir)
-    for folder, folders, files in os.walk(run_dir):
-        for name in sorted([*folders, *files]):
-            path = os.path.join(folder, name)
-            if os.path.islink(path):
-                real = os.path.realpath(path)
-                if real != home and not real.startswith(home + os.sep):
-                    yield f"{printable(os.path.relpath(path, run_dir))}: a link out of the run, to {printable(real)}"
 
 
 def _refuse_interpolation(value: Any, target: str) -> None:

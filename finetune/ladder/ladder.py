@@ -16,7 +16,7 @@ from finetune.build.training import trainer_factory
 from finetune.checksums import verify
 from finetune.config import command_line, compose
 from finetune.config.overrides import plain_words
-from finetune.errors import UserError
+from finetune.errors import UserError, shortened
 from finetune.file_lock import LOCK, FolderLock
 from finetune.ladder.networks import Network
 from finetune.ladder.recommend import Rung, ladder_table, more_data, recommend
@@ -26,7 +26,7 @@ from finetune.plain import from_plain, to_plain
 from finetune.report.ladder_page import ladder_page
 from finetune.run_folder import RunFolder
 from finetune.runners.train import decide, train
-from finetune.safe_files import need, read_json
+from finetune.safe_files import links_out, need, read_json
 from finetune.terminal_log import show
 from finetune.training.quiet_lightning import QUIET_TRAINER, quiet_lightning
 
@@ -185,6 +185,10 @@ def _begin(folder: Path, overrides: Sequence[str], options: LadderOptions) -> No
     }
     path = folder / "begun.json"
     if os.path.lexists(path):
+        if links := list(links_out(folder)):
+            raise UserError(
+                f"--output {folder}: holds links out of it, which nothing is written through: {shortened(links)}."
+            )
         stored = read_json(path, dict)
         need(stored, {"overrides": list, "epochs": int}, name=str(path))
         if changed := [name for name, value in used.items() if stored.pop(name, None) != value]:

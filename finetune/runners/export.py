@@ -13,6 +13,7 @@ from finetune.export.formats import FORMATS, check_request
 from finetune.export.formats.kind import ExportJob, ExportRequest
 from finetune.runners.bundle_modules import modules_of
 from finetune.runners.run_data import data_config
+from finetune.safe_files import inside, leads_out, read_text
 from finetune.terminal_log import show, show_log
 
 if TYPE_CHECKING:
@@ -66,11 +67,12 @@ def export_run(
 
     request = ExportRequest(format=FORMATS[form], precision=precision, layout=layout)  # type: ignore[arg-type]  # validated by the caller
     check_request(request)
-    target = output or Path(run).expanduser() / "exports" / request.filename
+    folder = Path(run).expanduser()
+    target = output or inside(folder, Path("exports") / request.filename)
     check_target(request, target)
     classifier = load_bundle(run, modules=modules_of(run, trust=trust)) if load is None else load()
-    with tempfile.TemporaryDirectory() as folder:
-        chosen = choose_images(run, classifier, images, count=check, int8=precision == "int8", folder=Path(folder))
+    with tempfile.TemporaryDirectory() as made:
+        chosen = choose_images(run, classifier, images, count=check, int8=precision == "int8", folder=Path(made))
         chosen = replace(chosen, decode_options=decode_options_of(run))
         weights = read_model_json(find_bundle(run))["weights_sha256"]
         job = ExportJob(classifier=classifier, request=request, images=chosen, card=_model_card(run), weights=weights)
@@ -78,7 +80,12 @@ def export_run(
     if report.speed is not None:
         from finetune.report.export_section import tell_card
 
-        tell_card(find_bundle(run) / CARD, target.parent, weights=weights)
+        card = find_bundle(run) / CARD
+        if (elsewhere := leads_out(card, folder)) is None:
+            tell_card(card, target.parent, weights=weights)
+        else:
+            show_log()
+            show(f"{card}: does not tell of this export. A link leads out of the run, to {elsewhere}.")
     notes = [request.format.caution.replace("`", ""), request.format.hint.format(target=shlex.quote(str(target)))]
     return target, [*report.summary(), *filter(None, notes)]
 
@@ -86,7 +93,6 @@ def export_run(
 def _model_card(run: str) -> str:
     """Return the text of a run's model card, or a line in its place."""
     from finetune.bundle import CARD, find_bundle
-    from finetune.safe_files import inside, read_text
 
     card = inside(find_bundle(run), CARD, of="bundle")
     return read_text(card) if os.path.lexists(card) else "There is no model card."

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.activation_cache.store import CHUNKS, DATA, META, ROWS, Entry, Layout, why_unusable
+from finetune.activation_cache.store import CHUNKS, DATA, META, ROWS, USED, Entry, Layout, delete, why_unusable
 from finetune.errors import FileError
 
 LAYOUT = Layout(rows=50, shape=(3, 2), dtype="float32", chunk_rows=8)
@@ -102,6 +102,26 @@ def test_an_entry_of_another_layout_is_begun_anew(tmp_path: Path) -> None:
     fill(tmp_path)
     other = Layout(rows=50, shape=(3, 2), dtype="float16", chunk_rows=8)
     assert len(Entry(tmp_path, layout=other, about={}).missing) == other.chunks
+
+
+def test_an_entry_writes_and_deletes_nothing_through_a_link(tmp_path: Path) -> None:
+    mine, folder = tmp_path / "mine", tmp_path / "cache" / "entry"
+    mine.mkdir()
+    folder.parent.mkdir()
+    for name in (ROWS, DATA, USED):
+        (mine / name).write_text("mine")
+    before = {path.name: (path.read_text(), path.stat().st_mtime_ns) for path in mine.iterdir()}
+    folder.symlink_to(mine)
+    assert fill(folder)
+    for name in (ROWS, DATA, USED):
+        (folder / name).unlink()
+        (folder / name).symlink_to(mine / name)
+    assert fill(folder)
+    assert whole(folder)
+    (folder.parent / "other").symlink_to(mine)
+    assert delete(folder.parent / "other")
+    assert list(folder.parent.iterdir()) == [folder]
+    assert {path.name: (path.read_text(), path.stat().st_mtime_ns) for path in mine.iterdir()} == before
 
 
 def test_a_disk_without_room_is_found_at_the_start(tmp_path: Path) -> None:

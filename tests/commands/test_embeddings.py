@@ -215,6 +215,19 @@ def test_clusters_and_doubtful_labels_are_written_and_become_training_data(
         assert index.path(7) == made.paths[7]
 
 
+def test_links_that_came_with_the_file_are_not_written_through(own: Path, tmp_path: Path, capsys: Capture) -> None:
+    mine, foreign = tmp_path / "mine", tmp_path / "foreign"
+    mine.mkdir()
+    (foreign / "results").mkdir(parents=True)
+    sent = Path(shutil.copy(own, foreign / "sent.npz"))
+    for link in (foreign / "sent-classify", foreign / "sent-clusters", foreign / "results/knn"):
+        link.symlink_to(mine)
+    for words in (["classify"], ["cluster"], ["classify", "--output", str(foreign / "results"), "--method", "knn"]):
+        assert main([words[0], str(sent), *words[1:]]) == 2
+        assert f"leads out of the folder, to {mine}" in capsys.readouterr().err
+    assert not list(mine.iterdir())
+
+
 def test_classifiers_leave_results_like_a_run_and_a_head_for_it(
     own: Path, run_dir: Path, tmp_path: Path, capsys: Capture
 ) -> None:

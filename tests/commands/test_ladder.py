@@ -177,6 +177,18 @@ def test_a_folder_of_something_else_is_left_alone(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt"]
 
 
+def test_a_ladder_is_not_continued_through_links_out_of_its_folder(
+    finished: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(finished[0], tmp_path / "foreign"))
+    (tmp_path / "mine").mkdir()
+    (folder / "runs/last-0").rename(folder / "runs/gone")
+    (folder / "runs/last-0").symlink_to("../../mine")
+    assert main([word if word != str(finished[0]) else str(folder) for word in finished[1]]) == 2
+    assert f"written through: runs/last-0: a link out, to {tmp_path / 'mine'}" in capsys.readouterr().err
+    assert not list((tmp_path / "mine").iterdir())
+
+
 def test_a_ladder_that_another_process_continues_is_refused(
     finished: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

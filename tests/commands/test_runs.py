@@ -124,6 +124,35 @@ def test_clean_deletes_checkpoints_of_finished_runs_only_and_only_when_told(
     assert {path.name for path in run_dir.rglob("*")} == {path.name for path in done.rglob("*")}
 
 
+def test_a_run_deletes_no_checkpoint_of_another_run_through_a_linked_folder(
+    run_dir: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    mine, foreign = (Path(shutil.copytree(run_dir, tmp_path / name)) for name in ("mine", "foreign"))
+    (mine / "phases/1-all/last.ckpt").write_bytes(b"0" * 1000)
+    shutil.rmtree(foreign / "phases/1-all")
+    (foreign / "phases/1-all").symlink_to("../../mine/phases/1-all")
+    for words in (["resume", str(foreign)], ["runs", "clean", str(foreign), "--yes"]):
+        assert main(words) == 2
+        assert f"phases/1-all: leads out of the run folder, to {mine}" in capsys.readouterr().err
+        assert (mine / "phases/1-all/last.ckpt").exists()
+
+
+def test_clean_follows_a_typed_link_and_names_one_that_a_folder_holds(
+    run_dir: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    mine = Path(shutil.copytree(run_dir, tmp_path / "disk" / "mine"))
+    (tmp_path / "foreign").mkdir()
+    for link in (tmp_path / "runs", tmp_path / "foreign" / "mine"):
+        link.symlink_to(mine.parent if link.name == "runs" else mine)
+    checkpoint = mine / "phases/1-all/last.ckpt"
+    checkpoint.write_bytes(b"0")
+    assert main(["runs", "clean", str(tmp_path / "foreign"), "--yes"]) == 0
+    assert f"left as it is, a link to another place: finetune runs clean {mine} --yes" in capsys.readouterr().out
+    assert checkpoint.exists()
+    assert main(["runs", "clean", str(tmp_path / "runs"), "--yes"]) == 0
+    assert not checkpoint.exists()
+
+
 def test_keep_all_keeps_what_lies_between_phases() -> None:
     assert compose(["data=digits"]).keep == "results"
     assert compose(["data=digits", "keep=all"]).keep == "all"

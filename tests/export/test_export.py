@@ -3,11 +3,13 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from finetune.atomic_files import write_json
 from finetune.cli import main
 from finetune.errors import RunError
 from finetune.export.export import _move_into_place, _move_with_report, export_checked
@@ -15,9 +17,10 @@ from finetune.export.formats import FORMATS
 from finetune.export.formats.kind import ExportJob, ExportRequest
 from finetune.export.images import synthetic_images
 from finetune.export.parity import ClientAnswer, ask_clients, compare, library_folders, make_reference
-from finetune.export.parity_report import ParityReport
+from finetune.export.parity_report import Difference, ParityReport, Speed, Throughput
 from finetune.file_schema import PARITY, check_fields
 from finetune.models.classifier import Classifier
+from finetune.plain import to_plain
 from finetune.report.export_section import tell_card
 from finetune.runners.export import choose_images
 from tests.bundles import small_bundle
@@ -26,6 +29,8 @@ from tests.export.pictures import CLASSES
 from tests.export.trained import settled_classifier
 
 pytestmark = pytest.mark.usefixtures("resized_in_two_parts")
+PASSED: dict[str, Any] = {"format": "onnx", "precision": "fp32", "opened_by": "x", "images": "y"}
+PASSED |= {"unreadable": 0, "passed": True}
 
 
 def test_the_command_hands_over_a_checked_export_and_says_so(
@@ -100,6 +105,36 @@ def test_a_file_of_the_users_is_not_replaced(tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "thesis.onnx").read_text() == "years"
 
 
+def test_an_export_writes_nothing_through_a_link_out_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    small_bundle(mine, size=(32, 32))
+    run.mkdir()
+    (run / "model").symlink_to(mine)
+    (run / "exports").symlink_to(mine)
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in mine.iterdir())
+    assert main(["export", str(run), "--format", "onnx"]) == 2
+    assert f"exports/model.onnx: leads out of the run folder, to {mine / 'model.onnx'}" in capsys.readouterr().err
+
+    # the model may lie elsewhere, to be read
+    def exports(job: ExportJob, target: Path) -> ParityReport:
+        times = Throughput(batch_1_ms=1, batch_32_ms=1, images_per_second=1)
+        report = ParityReport(
+            **{**PASSED, "weights": job.weights},
+            from_pixels=Difference(images=1, largest=0, mean=0, agreement=1),
+            speed=Speed(threads=1, processor="x", pixels=(1, 1), rounds=1, ways={"fp32": times, "pytorch": times}),
+        )
+        write_json(target.with_name("model.onnx.parity.json"), to_plain(report))
+        return report
+
+    monkeypatch.setattr("finetune.export.export.export_checked", exports)
+    assert main(["export", str(run), "--format", "onnx", "--output", str(tmp_path / "model.onnx")]) == 0
+    said = f"model/README.md: does not tell of this export. A link leads out of the run, to {mine / 'README.md'}"
+    assert said in capsys.readouterr().out
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in mine.iterdir()) == before
+
+
 def test_an_earlier_folder_comes_back_where_the_new_one_cannot_take_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +161,7 @@ def test_an_earlier_folder_comes_back_where_the_new_one_cannot_take_its_place(
 
 def test_a_file_without_its_report_never_stands_at_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, target, told = (tmp_path / name for name in ("made", "model.onnx", "model.onnx.parity.json"))
-    report = ParityReport(format="onnx", precision="fp32", opened_by="x", images="y", unreadable=0, passed=True)
+    report = ParityReport(**PASSED)
     whole = os.replace
 
     def fails(source: Path, destination: Path) -> None:

@@ -1,6 +1,7 @@
 """Runs cases: each in a fork of a process that has its libraries, watched for memory, time and what it leaves."""
 
 import contextlib
+import errno
 import gc
 import importlib
 import itertools
@@ -10,16 +11,29 @@ import pkgutil
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import finetune
 from finetune.checksums import CHECKSUMS, keep_checksum
-from tests.hostile.contents import ANYTHING, FORMATS, NAMED, OUTSIDE_TEXT, SECRET, SECRET_VARIABLE, Kind, Place, content
+from tests.hostile.contents import (
+    ANYTHING,
+    FOLDER_LINK,
+    FORMATS,
+    NAMED,
+    OUTSIDE_TEXT,
+    SECRET,
+    SECRET_VARIABLE,
+    Kind,
+    Place,
+    content,
+)
 from tests.hostile.targets import TARGETS, Target
 
 MOST_BYTES = 10**9
@@ -85,6 +99,7 @@ def cases() -> list[Case]:
         for kind in (
             # whoever names a table or a list is shown its cells, wherever a link leads
             *[k for k in ANYTHING if k.name != "a link to a private file" or not _is_shown(target)],
+            *([FOLDER_LINK] if _has_own_folder(target) else []),
             *FORMATS[target.form],
         )
     ]
@@ -92,6 +107,12 @@ def cases() -> list[Case]:
 
 def _is_shown(target: Target) -> bool:
     return target.form in ("image", "csv") or target.file == "list.txt"
+
+
+def _has_own_folder(target: Target) -> bool:
+    """Whether a file lies in a folder that the user does not type, nor may have moved, as the rooms of their cache."""
+    folder = Path(target.file).parent
+    return (len(folder.parts) > 1 and folder.parts[0] != "cache") or folder.name == "ENTRY"
 
 
 def lean() -> list[Case]:
@@ -212,10 +233,17 @@ class Campaign:
         _forge(file)
         before = _state(outside)
         os.environ["FINETUNE_CACHE"] = str(work / "cache")
+        contacted = folder / "CONTACTED"
         status, peak, cpu_s, text = self._forked(
-            lambda: _command([target.command, *target.words]), cwd=work, limit_s=MOST_WALL_S, log=folder / "log"
+            lambda: _command([target.command, *target.words]),
+            cwd=work,
+            limit_s=MOST_WALL_S,
+            log=folder / "log",
+            contacted=contacted,
         )
         problems = _problems(case, status, peak, cpu_s, text, work=work)
+        if contacted.exists():
+            problems.append(f"contacts {', '.join(dict.fromkeys(contacted.read_text().splitlines()))[:200]}")
         if mark.exists():
             problems.append("foreign code ran")
         if _state(outside) != before:
@@ -223,16 +251,19 @@ class Campaign:
         return Outcome(case, status, peak, cpu_s, text, tuple(problems))
 
     def _forked(
-        self, do: "object", *, cwd: Path, limit_s: float, log: Path | None = None
+        self, do: "object", *, cwd: Path, limit_s: float, log: Path | None = None, contacted: Path | None = None
     ) -> tuple[int, int, float, str]:
-        """Exit status (negative: killed), bytes beyond this process's own, processor time, what it printed."""
+        """Exit status (negative: killed), bytes beyond this process's own, processor time, what it printed.
+
+        With ``contacted`` no address can be contacted: that file lists those that were tried.
+        """
         log = log or self.root / "log"
         own = _resident(os.getpid())
         sys.stdout.flush()
         sys.stderr.flush()
         child = os.fork()
         if child == 0:
-            _become_child(do, cwd, log)
+            _become_child(do, cwd, log, contacted)
         status, usage, deadline, why = None, None, time.monotonic() + limit_s, ""
         peak = 0
         serves_since: float | None = None
@@ -276,9 +307,33 @@ def _command(words: Sequence[str]) -> int:
     return main(list(words))
 
 
-def _become_child(do: "object", cwd: Path, log: Path) -> None:
+def _refuse_addresses(contacted: Path) -> None:
+    """Refuse every address and every name of a server to this process and its forks, and list them."""
+
+    def watch(event: str, given: tuple[Any, ...]) -> None:
+        if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+            if given[0].family not in (socket.AF_INET, socket.AF_INET6):
+                return
+            address = str(given[-1])
+        elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+            # of this machine's own a server asks where it binds
+            if given[0] in (None, "", "127.0.0.1", "localhost", "::1", socket.gethostname()):
+                return
+            address = str(given[0])
+        else:
+            return
+        with contacted.open("a") as file:
+            file.write(f"{address}\n")
+        raise OSError(errno.ENETUNREACH, "the corpus contacts nothing")
+
+    sys.addaudithook(watch)
+
+
+def _become_child(do: "object", cwd: Path, log: Path, contacted: Path | None) -> None:
     status = 99
     try:
+        if contacted is not None:
+            _refuse_addresses(contacted)
         os.setsid()
         os.chdir(cwd)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -351,7 +406,7 @@ def _problems(case: Case, status: int, peak: int, cpu_s: float, text: str, *, wo
         needed = False
     if status == 0 and needed:
         found.append("accepted")
-    if status in (1, 2) and not _BARE.search(text) and not _names(case.target, text):
+    if status in (1, 2) and not _BARE.search(text) and not _names(case, text):
         found.append(
             "does not name the file: " + text.strip().splitlines()[-1][:120] if text.strip() else "says nothing"
         )
@@ -368,9 +423,12 @@ def _problems(case: Case, status: int, peak: int, cpu_s: float, text: str, *, wo
     return found
 
 
-def _names(target: Target, text: str) -> bool:
+def _names(case: Case, text: str) -> bool:
+    target = case.target
     path = Path(target.file)
     words = [path.name, str(path)]
+    if case.kind is FOLDER_LINK:
+        words.append("/".join(path.parts[1:-1]))
     if target.form == "image":
         words += ["data.root", "data/cat"]
     if target.form == "csv":

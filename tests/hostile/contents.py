@@ -141,6 +141,17 @@ def _zip_bomb(place: Place) -> bytes:
     return buffer.getvalue()
 
 
+def _linked_folder(place: Place) -> None:
+    """The same file, in a folder elsewhere that the folder's name leads to."""
+    folder = place.file.parent
+    elsewhere = place.outside / folder.name
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+
+
+# for files below a folder that nobody types
+FOLDER_LINK = Kind("its folder is a link", _linked_folder, may_pass=True)
+
 ANYTHING = [
     content("empty", b""),
     content("truncated to a half", lambda place: place.file.read_bytes()[: place.file.stat().st_size // 2]),

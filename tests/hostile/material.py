@@ -53,13 +53,15 @@ def make_material(root: Path) -> None:
     run("report", "run")
     _unfinish(root)
     _stop(root)
-    for folder in ("run", "open", "stopped"):
+    _spare(root)
+    for folder in ("run", "open", "stopped", "spare"):
         _take_along(root, folder)
     _tell_unknown(Path(shutil.copytree(root / "run" / "model", root / "bundle")))
     run("embed", "run", *DATA, "--output", "emb.npz", "--precision", "float32")
     run("embed", "run", *DATA, "--output", "emb.parquet", "--precision", "float32")
     run("embed", "run", *DATA, "--output", "white.npz", "--precision", "float32", "--whiten", "--directions", "4")
     run("export", "bundle", "--format", "onnx", "--images", "data", "--check", "4", "--output", "model.onnx")
+    run("export", "spare", "--format", "head", "--images", "data", "--check", "4")
     run("export", "bundle", "--format", "head", "--images", "data", "--check", "4", "--output", "head.safetensors")
     run(
         "export",
@@ -111,6 +113,16 @@ def _take_along(root: Path, folder: str) -> None:
     for path in (root / folder / "config.yaml", root / folder / "run.json"):
         path.write_text(path.read_text().replace(str(root / "data"), "data"))
     keep_checksum(root / folder / "run.json")
+
+
+def _spare(root: Path) -> None:
+    """A finished run that holds what may be deleted, as one killed at its end does."""
+    run = Path(shutil.copytree(root / "run", root / "spare"))
+    (run / "movement.json").write_text("[]\n")
+    config = run / "config.yaml"
+    config.write_text(
+        config.read_text().replace("keep: all", "keep: results").replace("run_dir: run", "run_dir: spare")
+    )
 
 
 def _unfinish(root: Path) -> None:

@@ -146,6 +146,13 @@ TARGETS: list[Target] = [
         )
     ],
     *[
+        Target(
+            command, f"spare/phases/1-all/{name}", form, words, needed=False, folders=("data", "spare"), builds=False
+        )
+        for command, words in (("resume", ("spare",)), ("runs", ("clean", "spare", "--yes")))
+        for name, form in (("start.safetensors", "safetensors"), ("last.ckpt", "ckpt"))
+    ],
+    *[
         Target("sweep-table", f"sweep/{name}", "json", ("sweep",), folders=("sweep",))
         for name in ("jobs/0.json", "0/results.json")
     ],
@@ -282,6 +289,14 @@ TARGETS: list[Target] = [
     *_of_bundle("serve", "--port", "0"),
     Target("serve", "model.onnx", "onnx", ("model.onnx", "--port", "0"), folders=("model.onnx",)),
     *_of_bundle("export", "--format", "backbone", "--images", "data", "--check", "4", "--output", "out.safetensors"),
+    Target(
+        "export",
+        "spare/exports/head.safetensors",
+        "safetensors",
+        ("spare", "--format", "head", "--images", "data", "--check", "4"),
+        needed=False,
+        folders=("data", "spare"),
+    ),
     Target(
         "export",
         "bundle/README.md",

@@ -3,13 +3,15 @@
 All of it: ``python -m tests.hostile``.
 """
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 from finetune.cli import COMMANDS
-from tests.hostile.campaign import cases, lean
+from tests.hostile.campaign import Campaign, cases, lean
 from tests.hostile.targets import OPEN_NO_FILE, TARGETS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -25,6 +27,18 @@ def test_the_corpus_holds_hundreds_of_files_and_the_lean_part_every_command():
     assert len(files) >= 250
     assert {case.target.command for case in lean()} == set(COMMANDS) - OPEN_NO_FILE
     assert {case.target.form for case in lean()} == {target.form for target in TARGETS if not target.own_cpu_s}
+
+
+def test_whoever_contacts_an_address_is_found_out(tmp_path):
+    def contact() -> int:
+        for address in (("127.0.0.1", 9), ("example.invalid", 80)):
+            with contextlib.suppress(OSError):
+                socket.create_connection(address, timeout=1)
+        return 0
+
+    contacted = tmp_path / "CONTACTED"
+    status, *_ = Campaign(tmp_path)._forked(contact, cwd=tmp_path, limit_s=30, contacted=contacted)
+    assert (status, contacted.read_text()) == (0, "('127.0.0.1', 9)\nexample.invalid\n")
 
 
 def test_no_file_of_the_lean_part_runs_code_or_passes(tmp_path):
