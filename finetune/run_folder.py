@@ -17,7 +17,7 @@ from finetune.file_lock import LOCK, FolderLock
 from finetune.file_schema import EVALUATION, REPORT
 from finetune.near_paths import did_you_mean_path
 from finetune.plain import Json, from_plain, to_plain
-from finetune.run_names import CONFIG, RECORD
+from finetune.run_names import CONFIG, RECORD, SPLIT
 from finetune.safe_files import check_regular, inside, read_json
 from finetune.terminal import printable
 from finetune.versions import versions
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FORMAT = 3
 _REMEDY = "Restore it from a backup, if you have one; else train again."
 PLAN = "plan.json"
-_SPLIT, _SKIPPED = "split.csv", "skipped.csv"
+_SKIPPED = "skipped.csv"
 # folder below that of a sweep, with the records and logs of its jobs
 JOBS = "jobs"
 
@@ -233,7 +233,7 @@ class RunFolder:
     @property
     def split(self) -> Path:
         """The split of every image, as a table."""
-        return self.path / _SPLIT
+        return self.path / SPLIT
 
     @property
     def movement(self) -> Path:
@@ -277,7 +277,7 @@ def create_run_folder(
     write_text(run_dir / CONFIG, config_yaml)
     write_checked_json(run_dir / PLAN, [to_plain(phase) for phase in plan])
     # the split of every image; data=manifest data.path=RUN/split.csv gives the same splits again
-    write_manifest(index, run_dir / _SPLIT)
+    write_manifest(index, run_dir / SPLIT)
     if index.skipped:
         write_skipped(index, run_dir / _SKIPPED)
     write_checked_json(
@@ -302,7 +302,7 @@ def remove_half_created(run_dir: Path) -> None:
     Raises:
         UserError: Another process holds the folder.
     """
-    names = {CONFIG, PLAN, _SPLIT, _SKIPPED, CHECKSUMS}
+    names = {CONFIG, PLAN, SPLIT, _SKIPPED, CHECKSUMS}
     parts = tuple(f".{name}." for name in (*names, RECORD))
 
     def is_ours(file: Path) -> bool:

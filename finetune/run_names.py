@@ -4,3 +4,5 @@
 RECORD = "run.json"
 # the whole configuration
 CONFIG = "config.yaml"
+# the split of every image
+SPLIT = "split.csv"

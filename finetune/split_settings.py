@@ -18,6 +18,7 @@ class SplitSettings:
             validation. None for a single split.
         fold: Fold used for validation, counted from 0.
         limit_per_class: Most training samples per class, at least 1; validation and test stay whole. None for no limit.
+        split_from: Run folder; the images that it recorded keep their splits. None splits all images anew.
 
     Raises:
         ConfigError: Values are out of range; it lists all of them.
@@ -29,6 +30,7 @@ class SplitSettings:
     folds: int | None = None
     fold: int = 0
     limit_per_class: int | None = None
+    split_from: str | None = None
 
     def __post_init__(self) -> None:
         if problems := self._problems():
@@ -52,6 +54,10 @@ class SplitSettings:
         elif self.folds is not None and not 0 <= self.fold < self.folds:
             problems.append(
                 f"data.fold={self.fold}: must lie between 0 and {self.folds - 1}, as data.folds={self.folds}."
+            )
+        if self.split_from is not None and self.folds is not None:
+            problems.append(
+                f"data.split_from={self.split_from!r}, data.folds={self.folds}: folds divide all images anew. Leave one out."
             )
         if self.limit_per_class is not None and self.limit_per_class < 1:
             problems.append(f"data.limit_per_class={self.limit_per_class}: must be at least 1.")

@@ -64,7 +64,7 @@ def path_keys() -> tuple[str, ...]:
     """Return the keys whose values are paths, or may be.
 
     >>> path_keys()
-    ('run_dir', 'data.root', 'data.path', 'backbone.weights', 'head.weights')
+    ('run_dir', 'data.root', 'data.path', 'data.split_from', 'backbone.weights', 'head.weights')
     """
     return tuple(key.path for key in all_keys() if setting_of(key.field).is_path)
 

@@ -134,6 +134,12 @@ class DataConfig:
     limit_per_class: Optional[int] = setting(
         None, "maximum training images per class; validation and test are not reduced; null: all", least=1
     )
+    split_from: Optional[str] = setting(
+        None,
+        "a run whose images keep their splits, known by content or path; new images are split as usual; null: split all",
+        example="data.split_from=my_run",
+        is_path=True,
+    )
     on_unreadable: str = setting("error", "what to do with an image that cannot be read", choices=("error", "skip"))
     max_pixels: Optional[int] = setting(None, "maximum pixels of an image; null: Pillow's limit, 178,956,970", least=1)
     high_depth: str = setting(

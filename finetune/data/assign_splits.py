@@ -10,6 +10,7 @@ from finetune.counted import counted
 from finetune.data.groups import ALONE
 from finetune.data.index import SPLITS, Index
 from finetune.data.listing import UNASSIGNED, Listing, check_classes, without_rows
+from finetune.data.recorded_splits import KeptSplits, keep_splits, read_recorded_splits
 from finetune.data.splits import TEST, TRAIN, VAL, Rows, few_per_class, make_folds, make_splits
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.split_settings import SplitSettings
@@ -76,12 +77,14 @@ def arrange(
     Raises:
         UserError: The settings contradict the listing, or no image could be set aside for validation.
     """
-    groups = listing.groups
+    groups, kept = listing.groups, None
     if listing.use == "test":
         listing = replace(listing, splits=np.where(listing.splits == UNASSIGNED, TEST, listing.splits).astype(np.int8))
         splits = listing.splits
     else:
-        splits = _divide(listing, content, split)
+        if split.split_from is not None:
+            kept = keep_splits(listing, content=content, recorded=read_recorded_splits(split.split_from))
+        splits = _divide(listing, content, split, kept)
         listing = check_classes(replace(listing, splits=splits))
     if listing.use == "train" and not (splits == VAL).any():
         why = (
@@ -91,26 +94,27 @@ def arrange(
             "one group, which stay together. Add images"
         )
         raise UserError(f"{listing.origin}: validation needs an image. {why}, or give a validation split.")
-    index = listing.to_index(
-        splits=splits, content=content, skipped=skipped or (), notes=_notes(listing, splits, split, skipped or [])
-    )
+    notes = [*([] if kept is None else [kept.note]), *_notes(listing, splits, split, skipped or [])]
+    index = listing.to_index(splits=splits, content=content, skipped=skipped or (), notes=notes)
     rows = np.arange(len(index))
     if split.limit_per_class is None or listing.use == "test":
         return index, rows
     train = index.rows("train")
-    kept = few_per_class(
+    few = few_per_class(
         targets=index.targets[train],
         content=content[train],
         seed=split.seed,
         limit=split.limit_per_class,
         groups=None if groups is None else groups.numbers[train],
     )
-    rows = np.setdiff1d(rows, train[~kept])
+    rows = np.setdiff1d(rows, train[~few])
     return index.take(rows), rows
 
 
-def _divide(listing: Listing, content: npt.NDArray[np.uint64], split: SplitSettings) -> npt.NDArray[np.int8]:
-    """Keep the listing's own splits and make the missing ones from the samples left for training."""
+def _divide(
+    listing: Listing, content: npt.NDArray[np.uint64], split: SplitSettings, kept: KeptSplits | None
+) -> npt.NDArray[np.int8]:
+    """Keep the listing's own splits and those of a run, and make the missing ones from the samples left for training."""
     if split.folds is not None and "val" in listing.given:
         raise UserError(
             f"data.folds={split.folds}: folds are made from training images. {listing.origin} has its own validation split. "
@@ -119,7 +123,10 @@ def _divide(listing: Listing, content: npt.NDArray[np.uint64], split: SplitSetti
     splits = np.maximum(listing.splits, TRAIN).astype(np.int8)
     if not len(splits):  # an audit of files that are all unreadable
         return splits
-    rows = np.flatnonzero(splits == TRAIN)
+    new = np.ones(len(splits), np.bool_) if kept is None else kept.splits == UNASSIGNED
+    if kept is not None:
+        splits[~new] = kept.splits[~new]
+    rows = np.flatnonzero((splits == TRAIN) & new)
     missing = replace(
         split,
         val_fraction=0.0 if "val" in listing.given or split.folds is not None else split.val_fraction,

@@ -40,6 +40,8 @@ from finetune.safe_files import check_regular
 SEPARATOR = "|"
 
 # column of the class index of each label, which a run writes if the names alone would not restore its classes
+# column of the content hash, by which another run recognises an image: 32 hexadecimal digits
+CONTENT = "content"
 _CLASS_INDEX = "class_index"
 _FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "": 0}
 _PART = 2**16
@@ -327,12 +329,13 @@ def write_manifest(index: Index, path: Path) -> None:
         writer = csv.writer(file)
         groups, numbered = index.groups, _needs_numbers(index)
         writer.writerow(
-            ["path", "label", "split", *(["group"] if groups else []), *([_CLASS_INDEX] if numbered else [])]
+            ["path", "label", "split", *(["group"] if groups else []), *([_CLASS_INDEX] if numbered else []), CONTENT]
         )
         for row in range(len(index)):
             group = [groups.name(row)] if groups else []
             number = [_number(index, row)] if numbered else []
-            writer.writerow([index.path(row), _label(index, row), SPLITS[index.splits[row]], *group, *number])
+            content = index.content[row].tobytes().hex()
+            writer.writerow([index.path(row), _label(index, row), SPLITS[index.splits[row]], *group, *number, content])
 
 
 def _needs_numbers(index: Index) -> bool:

