@@ -171,8 +171,8 @@ def build_described_model(
     Raises:
         UserError: The description is damaged, or a class cannot be built.
     """
-    from finetune.bundle import description_problems
     from finetune.models.classifier import classifier_from_description
+    from finetune.models.description import description_problems
     from finetune.models.user_modules import user_classes
 
     if problems := description_problems(dict(description)):

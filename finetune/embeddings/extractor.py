@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from finetune.bundle import backbone_problems, find_bundle, load_bundle, read_model_json
+from finetune.bundle import find_bundle, load_bundle, read_model_json
 from finetune.data.decode import DecodeOptions, decode_bytes
 from finetune.data.transforms import eval_view
 from finetune.embeddings.embeddings import EmbeddingsError
@@ -23,6 +23,7 @@ from finetune.models.build import build_backbone
 from finetune.models.channels import InputAdapter
 from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
+from finetune.models.description import backbone_problems
 from finetune.models.hub import cache_alone
 from finetune.models.modes import evaluating
 from finetune.models.pretrained import WORDS

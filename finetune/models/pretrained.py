@@ -1,16 +1,17 @@
 """Load a backbone's weights from its library, the hub, a package, a file, a folder or a bundle."""
 
-import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import UserError, did_you_mean
-from finetune.input_spec import InputSpec
+from finetune.checksums import file_sha256
+from finetune.errors import UserError, did_you_mean, first_line, shortened
+from finetune.input_spec import MOST_CHANNELS, InputSpec
 from finetune.models.adaptations import PRETRAINED_CHANNELS
 from finetune.models.backbone import Backbone
+from finetune.models.description import backbone_problems, description_problems
 from finetune.models.hub import UnavailableError, hub_file
 from finetune.models.library_input_spec import spec_from_timm, spec_from_transformers
 from finetune.models.package_weights import INSTALL, PACKAGES, load_package
@@ -19,6 +20,7 @@ from finetune.models.sources import fit_pool, fit_to_size, source_module
 from finetune.models.state_dict_names import is_transformers_layout, to_torchvision, to_transformers
 from finetune.models.user_modules import OWN
 from finetune.models.weights import fit_state_dict, load_state_dict_file, read_json, read_metadata, under_own_names
+from finetune.safe_files import inside, tensor_shapes
 
 log = logging.getLogger(__name__)
 
@@ -97,10 +99,12 @@ def load_file(backbone: Backbone, path: Path) -> None:
     metadata = read_metadata(path) if path.suffix == ".safetensors" else None
     if metadata is not None and metadata.get("kind") == "head":
         raise UserError(f"backbone.weights='{path}': holds a head, not a backbone. Give it as head.weights.")
+    if metadata is not None and (problems := _metadata_problems(metadata)):
+        raise UserError(f"backbone.weights='{path}': damaged. {shortened(problems)}.")
     if metadata is not None and metadata.get("adapted") is not None:
         channels, adapt = metadata["adapted"]
         backbone.adapt_input(channels=channels, adapt=adapt, seed=0)
-    if metadata is not None and "backbone" in metadata:
+    if metadata is not None:
         fit_pool(backbone, metadata["backbone"].get("pool"))
         fit_to_size(backbone, InputSpec.from_dict(metadata["backbone"]["input_spec"]).size)
     state = load_state_dict_file(path)
@@ -123,6 +127,25 @@ def load_file(backbone: Backbone, path: Path) -> None:
         raise UserError(f"{error}{_made_for(metadata)}") from None
     if metadata is not None:
         backbone.input_spec = InputSpec.from_dict(metadata["backbone"]["input_spec"])
+
+
+def _metadata_problems(metadata: Mapping[str, Any]) -> list[str]:
+    """Return the problems with what a file of weights says of its network."""
+    problems = []
+    match metadata.get("adapted"):
+        case None:
+            pass
+        case [int(channels), str()] if type(channels) is int and 1 <= channels <= MOST_CHANNELS:
+            pass
+        case _:
+            problems.append(f"adapted: must be a number of channels up to {MOST_CHANNELS} and an adaptation")
+    backbone = metadata.get("backbone")
+    if not isinstance(backbone, dict):
+        return [*problems, "backbone: must describe a network"]
+    described = backbone_problems(backbone)
+    if not described and not backbone["input_spec"]:
+        described = ["backbone.input_spec: must be there"]
+    return problems + described
 
 
 def _made_for(description: Mapping[str, Any] | None) -> str:
@@ -151,7 +174,7 @@ def load_folder(backbone: Backbone, folder: Path) -> None:
         for name in ("config.json", "preprocessor_config.json")
     )
     ours = backbone.name.partition(".")[0]
-    theirs = config.get("architecture", ours)
+    theirs = str(config.get("architecture", ours))[:80]
     if backbone.source == "timm" and theirs != ours:
         raise UserError(
             f"backbone.weights='{folder}': made for the timm network {theirs!r}. backbone.name is {ours!r}. "
@@ -159,9 +182,9 @@ def load_folder(backbone: Backbone, folder: Path) -> None:
         )
     spec = None
     if "pretrained_cfg" in config:
-        spec = spec_from_timm(config["pretrained_cfg"])
+        spec = _spec_in(folder / "config.json", spec_from_timm, config["pretrained_cfg"])
     elif preprocessor:
-        spec = spec_from_transformers(preprocessor)
+        spec = _spec_in(folder / "preprocessor_config.json", spec_from_transformers, preprocessor)
     if spec is not None and "img_size" in backbone.kwargs:
         spec = replace(spec, size=backbone.input_spec.size)
     if backbone.source == "timm":
@@ -173,13 +196,33 @@ def load_folder(backbone: Backbone, folder: Path) -> None:
         backbone.input_spec = spec
 
 
+def _spec_in(path: Path, read: Callable[[Any], InputSpec], values: Any) -> InputSpec:
+    """Read an input specification in the words of another library, whose files may hold anything.
+
+    Raises:
+        UserError: It is not one.
+    """
+    try:
+        return read(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, ZeroDivisionError, OverflowError) as error:
+        why = first_line(error, with_type=True)
+        raise UserError(
+            f"{path}: its input cannot be read. {why}. Mend it, or give the file of the weights itself."
+        ) from None
+
+
 def _pool_of_folder(backbone: Backbone, config: Mapping[str, Any], folder: Path) -> str | None:
     """Return how the network of a timm folder pools; None as the network was made.
 
     Raises:
         UserError: ``backbone.pool`` has no name for it.
     """
-    theirs = (config.get("model_args") or {}).get("global_pool")
+    arguments = config.get("model_args") or {}
+    if not isinstance(arguments, dict):
+        raise UserError(f"{folder / 'config.json'}: model_args must be an object.")
+    theirs = arguments.get("global_pool")
     if theirs is None or theirs == getattr(backbone.net, "global_pool", None):
         return None
     for name, timms in TIMM_POOLS.items():
@@ -220,16 +263,18 @@ def _load_embedded(backbone: Backbone) -> None:
 
 def _load_bundle(backbone: Backbone, folder: Path) -> None:
     """Load the backbone of a trained model without its head and classes."""
-    content = read_json(folder / BUNDLE_FILE)
-    descriptions = [part for part in (content, *content.values()) if isinstance(part, dict) and "adapt" in part]
-    if not descriptions:
+    content = read_json(inside(folder, BUNDLE_FILE, of="bundle"))
+    description, path = content.get("model"), inside(folder, "model.safetensors", of="bundle")
+    if not isinstance(description, dict):
         raise UserError(f"backbone.weights='{folder}': its {BUNDLE_FILE} does not describe a model.")
-    description, path = descriptions[0], folder / "model.safetensors"
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if problems := description_problems(description):
+        raise UserError(f"{folder / BUNDLE_FILE}: damaged. {shortened(problems)}.")
+    # opening it compares its length with its header, before all of it is read
+    tensor_shapes(path)
+    digest = file_sha256(path)
     if digest != content.get("weights_sha256", digest):
         raise UserError(
-            f"backbone.weights='{folder}': its weights are not those that {BUNDLE_FILE} describes. Get the whole folder again."
+            f"{path}: not the weights that {BUNDLE_FILE} describes (their SHA-256 differs). Get the whole folder again."
         )
     spec = InputSpec.from_dict(description["input_spec"])
     backbone.adapt_input(channels=spec.channels, adapt=description["adapt"], seed=0)

@@ -78,7 +78,20 @@ def make_material(root: Path) -> None:
     _lists(root)
     _sweep(root)
     _weights(root)
+    _hub_folders(root)
     run("ladder", *DATA, *SMALL, "--rungs", "frozen,probe", "--epochs", "1", "--seeds", "1", "--output", "ladder")
+
+
+def _hub_folders(root: Path) -> None:
+    """Weights in the hub's layout, with timm's description of the input and with transformers'."""
+    described = {
+        "hub": ("config.json", {"pretrained_cfg": {"input_size": [3, 32, 32], "interpolation": "bilinear"}}),
+        "processor": ("preprocessor_config.json", {"size": {"height": 32, "width": 32}, "resample": 2}),
+    }
+    for folder, (name, values) in described.items():
+        (root / folder).mkdir()
+        (root / folder / name).write_text(json.dumps(values))
+        shutil.copy(root / "weights.safetensors", root / folder / "model.safetensors")
 
 
 def _images(root: Path) -> None:

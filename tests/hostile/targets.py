@@ -6,6 +6,7 @@ from finetune.cli import COMMANDS
 from tests.hostile.material import DATA, SMALL
 
 _LISTED = ["data=manifest", "data.root=."]
+_UNTAUGHT = tuple(word for word in SMALL if not word.startswith("backbone.weights"))
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,7 @@ def _of_bundle(command: str, *words: str, folders: tuple[str, ...] = ("data", "b
 
 def _composed(command: str, *words: str, needed: bool = True) -> list[Target]:
     """Files that the configuration of a run names."""
-    small = tuple(word for word in SMALL if not word.startswith("backbone.weights"))
-    none = (*small, "backbone.weights=none")
+    none = (*_UNTAUGHT, "backbone.weights=none")
     tail = tuple(words)
     found = [
         Target(command, "data/cat/3.png", "image", (*DATA, *none, *tail), needed=False),
@@ -72,7 +72,7 @@ def _composed(command: str, *words: str, needed: bool = True) -> list[Target]:
             command,
             f"weights.{suffix}",
             form,
-            (*DATA, *small, f"backbone.weights=weights.{suffix}", *tail),
+            (*DATA, *_UNTAUGHT, f"backbone.weights=weights.{suffix}", *tail),
             folders=("data", f"weights.{suffix}"),
         )
         for suffix, form in (("safetensors", "safetensors"), ("pth", "pth"))
@@ -81,7 +81,7 @@ def _composed(command: str, *words: str, needed: bool = True) -> list[Target]:
         command,
         "head.safetensors",
         "safetensors",
-        (*DATA, *small, "backbone.weights=weights.safetensors", "head.weights=head.safetensors", *tail),
+        (*DATA, *_UNTAUGHT, "backbone.weights=weights.safetensors", "head.weights=head.safetensors", *tail),
         folders=("data", "weights.safetensors", "head.safetensors"),
     )
     return [*found, *weights, head]
@@ -125,6 +125,24 @@ TARGETS: list[Target] = [
     ],
     *_composed("plan"),
     *_composed("audit"),
+    # folders of weights: a bundle, and the hub's layout with timm's and with transformers' description of the input
+    *[
+        Target(
+            "plan",
+            f"{folder}/{name}",
+            form,
+            (*DATA, *_UNTAUGHT, f"backbone.weights={folder}"),
+            needed=needed,
+            folders=("data", folder),
+        )
+        for folder, name, form, needed in (
+            ("bundle", "model.json", "model.json", True),
+            ("bundle", "model.safetensors", "safetensors", True),
+            ("hub", "config.json", "json", False),
+            ("hub", "model.safetensors", "safetensors", True),
+            ("processor", "preprocessor_config.json", "json", False),
+        )
+    ],
     *[
         Target(
             "ladder",

@@ -1,6 +1,7 @@
 """Where weights come from, without a network: caches, folders, bundles, exports, and the message when there is nothing."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,7 +256,7 @@ def test_a_run_folder_stands_for_the_bundle_in_it_and_damaged_weights_are_refuse
     write_folder(tmp_path / "model", files)
     assert holds(build_backbone(source="timm", name="resnet18", weights=str(tmp_path)), model.backbone.net.state_dict())
     write_folder(tmp_path / "model", {"model.json": {"model": model.describe(), "weights_sha256": "0" * 64}})
-    with pytest.raises(UserError, match=r"its weights are not those that model\.json describes"):
+    with pytest.raises(UserError, match=r"not the weights that model\.json describes"):
         build_backbone(source="timm", name="resnet18", weights=str(tmp_path))
 
 
@@ -321,3 +322,61 @@ def test_a_transformers_folder_needs_its_configuration(tmp_path: Path) -> None:
         build_backbone(source="transformers", name=str(tmp_path), weights="none")
     with pytest.raises(UserError, match=r"neither a snapshot folder nor a name"):
         build_backbone(source="transformers", name="someone/resnet", weights="none")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "damaged. backbone: must describe a network"),
+        ({"adapted": [1]}, "damaged. adapted: must be a number of channels up to 1024"),
+        ({"adapted": [10**9, "tile"]}, "damaged. adapted: must be a number of channels up to 1024"),
+        ({"backbone": {"source": "timm"}}, "needs the keys input_spec, kwargs, name, source"),
+        (
+            {"backbone": {"source": "timm", "name": "resnet18", "kwargs": {}, "input_spec": {}}},
+            "damaged. backbone.input_spec: must be there",
+        ),
+    ],
+)
+def test_what_a_file_of_weights_says_of_itself_is_checked(
+    metadata: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    entry = json.dumps({"format": 1, "kind": "backbone", **metadata})
+    save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "w.safetensors", metadata={"finetune": entry})
+    with pytest.raises(UserError, match=message) as raised:
+        build_backbone(source="timm", name="resnet18", weights=str(tmp_path / "w.safetensors"))
+    assert "w.safetensors" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("config.json", {"pretrained_cfg": 7}),
+        ("config.json", {"pretrained_cfg": {"input_size": []}}),
+        ("config.json", {"pretrained_cfg": {"mean": [0, 0], "std": [0, 0]}}),
+        ("config.json", {"model_args": ["avg"]}),
+        ("preprocessor_config.json", {"size": "x"}),
+        ("preprocessor_config.json", {"size": {}}),
+        ("preprocessor_config.json", {"size": {"shortest_edge": 0}, "do_center_crop": True, "crop_size": 8}),
+    ],
+)
+def test_an_input_that_cannot_be_read_names_its_file(name: str, values: dict[str, Any], tmp_path: Path) -> None:
+    write_folder(tmp_path, {name: values, "model.safetensors": {"conv1.weight": torch.zeros(1)}})
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        build_backbone(source="timm", name="resnet18", weights=str(tmp_path))
+
+
+def test_a_bundle_whose_weights_are_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    model = build_classifier(
+        backbone=build_backbone(source="timm", name="resnet18", weights="none"),
+        head={"name": "linear"},
+        classes=("a", "b"),
+        channels=3,
+    )
+    description = model.describe()
+    write_folder(tmp_path, {"model.json": {"model": description}})
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="must be a regular file"):
+        build_backbone(source="timm", name="resnet18", weights=str(tmp_path))
+    write_folder(tmp_path, {"model.json": {"model": {**description, "input_spec": {}}}})
+    with pytest.raises(UserError, match=r"model\.json: damaged\. model\.input_spec"):
+        build_backbone(source="timm", name="resnet18", weights=str(tmp_path))
