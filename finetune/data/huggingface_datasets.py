@@ -16,12 +16,12 @@ import torch
 from finetune.data.assign_splits import arrange, leave_out_unreadable
 from finetune.data.decode import DecodeOptions, decode_bytes, to_tensor
 from finetune.data.depth_range import with_ranges
-from finetune.data.groups import groups_of_cells
+from finetune.data.groups import Groups, groups_of_cells
 from finetune.data.image_file import MAX_PIXELS, UnreadableImage, read_image_file
 from finetune.data.index import SPLITS, Index
 from finetune.data.label_cells import LabelColumn, hidden_labels, is_missing
 from finetune.data.listing import UNASSIGNED, Listing, Use, check_classes, without_rows
-from finetune.data.path_table import path_table
+from finetune.data.path_table import PathTable, PathTableBuilder
 from finetune.data.scan import Facts, facts_of_bytes, scan_by
 from finetune.data.scan_cache import STAMP_TYPE, cached_facts_by, file_stamp
 from finetune.data.split_names import split_names
@@ -34,7 +34,7 @@ class TableSource:
 
     Args:
         index: The table of samples.
-        tables: Arrow data sets, their image column undecoded.
+        tables: Arrow data sets of the image column alone, undecoded: a row's other columns would be decoded with it.
         image_column: Name of the image column.
         places: Table and table row of each row of the index, int64 (N, 2).
         decode_options: How the images become pixels.
@@ -42,8 +42,7 @@ class TableSource:
     """
 
     in_memory = False
-    # nothing guarantees that the reader behind a table is thread-safe
-    many_threads = False
+    many_threads = True
 
     def __init__(
         self,
@@ -61,16 +60,25 @@ class TableSource:
         self.places = places
         self.decode_options = decode_options
         self.facts = facts
+        self._one_at_a_time = threading.Lock()
 
     def read(self, row: int, *, min_side: int | None = None) -> torch.Tensor:
         """Decode the bytes of one row."""
-        table, place = self.places[row]
-        data = image_bytes(self.tables[table][int(place)][self.image_column], max_pixels=self.decode_options.max_pixels)
+        table, place = self.places[row].tolist()
+        # the library does not promise that several threads may read a table; copying the bytes holds Python's lock anyway
+        with self._one_at_a_time:
+            cell = self.tables[table][place][self.image_column]
+        data = image_bytes(cell, max_pixels=self.decode_options.max_pixels)
         return to_tensor(decode_bytes(data, self.decode_options, path=self.index.path(row), min_side=min_side))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the facts out: no worker process needs them."""
-        return self.__dict__ | {"facts": None}
+        """Leave out the facts, which no worker process needs, and the lock, which belongs to this process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_one_at_a_time"} | {"facts": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make a lock of this process's own."""
+        self.__dict__ |= state
+        self._one_at_a_time = threading.Lock()
 
 
 def huggingface_source(
@@ -100,35 +108,30 @@ def huggingface_source(
         UserError: The library is missing, or the folder, a column or an image cannot be read.
     """
     parts = _open(path, image_column, label_column, group_column, use=use)
-    tables = list(parts.values())
-    lengths = [len(table) for table in tables]
+    lengths = [len(table) for table in parts.values()]
     given = tuple(parts) if len(parts) > 1 or "train" not in parts else ()
     splits = np.repeat(
         np.array([SPLITS.index(name) if given else UNASSIGNED for name in parts], np.int8), lengths
     ).astype(np.int8)
     classes, targets, hidden = _targets(parts, label_column, splits, where=f"data.path={path!r}")
     shown = np.flatnonzero(~hidden)
-    places = np.array([(number, row) for number, length in enumerate(lengths) for row in range(length)], np.int64)[
-        shown
-    ]
+    places = np.stack(
+        [np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(length) for length in lengths])], axis=1
+    )[shown]
     listing = Listing(
         origin=f"data.path={path!r}",
         root="",
         classes=tuple(classes),
-        paths=path_table(f"{name}/{row}" for name, length in zip(parts, lengths, strict=True) for row in range(length)),
+        paths=_numbered(parts, lengths),
         targets=targets,
         splits=splits,
         given=tuple(name for name in given if (splits[shown] == SPLITS.index(name)).any()),
-        groups=None
-        if group_column is None
-        else groups_of_cells(
-            ("" if is_missing(cell) else cell for table in tables for cell in table[group_column]),
-            setting=f"data.group_column={group_column!r}",
-        ),
+        groups=None if group_column is None else _groups(parts, group_column),
         problems=hidden_labels(hidden, splits),
         use=use,
     )
     listing = check_classes(without_rows(listing, np.flatnonzero(hidden)) if hidden.any() else listing)
+    tables = [table.select_columns([image_column]) for table in parts.values()]
     cells = _Cells(tables, places, image_column)
     facts = cells.facts(os.path.abspath(path), max_pixels=decode_options.max_pixels)
     readable, skipped = leave_out_unreadable(listing, facts.unreadable(), on_unreadable=on_unreadable)
@@ -199,10 +202,47 @@ def _open(
                     f"data.{setting}={column!r}: not a column of {path!r}. Columns: {', '.join(table.column_names)}."
                     f"{did_you_mean(column, table.column_names)}"
                 )
-        parts[names[name]] = table.cast_column(image_column, datasets.Image(decode=False))
+        # a saved data set keeps the format of its rows, which may lack columns
+        plain = table.with_format(None)
+        parts[names[name]] = plain.cast_column(image_column, datasets.Image(decode=False))
     return parts
 
 
+def _numbered(parts: dict[str, Any], lengths: list[int]) -> PathTable:
+    """Return the names of all rows: the split and the row in it."""
+    names = PathTableBuilder()
+    for split, length in zip(parts, lengths, strict=True):
+        for start in range(0, length, _ROWS_AT_ONCE):
+            names.add_folder(split, [str(row) for row in range(start, min(start + _ROWS_AT_ONCE, length))])
+    return names.build()
+
+
+def _distinct(table: Any, column: str) -> tuple[list[Any], npt.NDArray[np.int64]]:
+    """Return the distinct cells of a column in the order of their first rows, and the position of each row's cell among them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    cells = table.with_format("arrow")[column]
+    try:
+        encoded = pc.dictionary_encode(cells, null_encoding="encode").combine_chunks()
+    except pa.ArrowNotImplementedError:  # lists and structures
+        return cells.to_pylist(), np.arange(len(cells))
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
+
+
+def _groups(parts: dict[str, Any], column: str) -> Groups:
+    """Return the groups of all rows; a missing cell makes none."""
+    cells: list[Any] = []
+    positions = []
+    for table in parts.values():
+        own, of_rows = _distinct(table, column)
+        positions.append(of_rows + len(cells))
+        cells += ["" if is_missing(cell) else cell for cell in own]
+    return groups_of_cells(cells, setting=f"data.group_column={column!r}").take(np.concatenate(positions))
+
+
+# rows that are named together
+_ROWS_AT_ONCE = 2**16
 # what to do about a column of lists
 _SEVERAL = (
     "data=huggingface reads one label per image. For several, save the images as files, and list them in a table that "
@@ -227,21 +267,22 @@ def _targets(
         )
     if names is not None:
         labels.names = {name: number for number, name in enumerate(names)}
-    codes: list[int] = []
+    codes = []
+    before = 0
     for split, table in parts.items():
+        cells, positions = _distinct(table, column)
         if names is None:
-            codes += [labels.code(value, row) for row, value in enumerate(table[column], start=len(codes) + 1)]
-            continue
-        own = table.features[column].names
-        for value in table[column]:  # a class is a number, and -1 or nothing stands for none
-            name = None if value is None or value < 0 else own[value]
-            if name is not None and name not in labels.names:
-                raise UserError(
-                    f"{where}: column {column!r} of split {split} has the class {name!r}, which {first} lacks. Give both the "
-                    "same classes."
-                )
-            codes.append(-1 if name is None else labels.names[name])
-    numbers = np.array(codes, np.int32)
+            rows = np.unique(positions, return_index=True)[1] + before + 1
+            of_cells = [labels.code(cell, int(row)) for cell, row in zip(cells, rows, strict=True)]
+        else:
+            own = table.features[column].names
+            of_cells = [
+                _class_code(cell, own, labels.names, f"{where}: column {column!r} of split {split}", first)
+                for cell in cells
+            ]
+        codes.append(np.array(of_cells, np.int32)[positions])
+        before += len(positions)
+    numbers = np.concatenate(codes)
     hidden = labels.hidden(numbers, splits)
     if names is not None:
         return list(names), np.maximum(numbers, 0).astype(np.int64), hidden
@@ -250,6 +291,24 @@ def _targets(
     numbers[hidden] = numbers[~hidden][0]
     classes, targets = labels.classes(numbers)
     return classes, targets.astype(np.int64), hidden
+
+
+def _class_code(cell: int | None, names: list[str], numbers: dict[str, int], where: str, first: str) -> int:
+    """Return the number that the first split gives the class in a cell of another; -1 for none: empty or negative.
+
+    Raises:
+        UserError: The number stands for no class, or the first split lacks the class.
+    """
+    if cell is None or cell < 0:
+        return -1
+    if cell >= len(names):
+        raise UserError(
+            f"{where} must hold the numbers of its {len(names)} classes, from 0 to {len(names) - 1}. Found {cell}. Save the data "
+            "set with all its classes in datasets.ClassLabel(names=...)."
+        )
+    if names[cell] not in numbers:
+        raise UserError(f"{where} has the class {names[cell]!r}, which {first} lacks. Give both the same classes.")
+    return numbers[names[cell]]
 
 
 def _must_hold_alike(feature: Any, first: Any, where: str, split: str, first_split: str) -> None:
@@ -272,7 +331,7 @@ class _Cells:
     """The undecoded image cells of a data set.
 
     Args:
-        tables: Arrow data sets, their image column undecoded.
+        tables: Arrow data sets of the image column alone, undecoded.
         places: Table and table row of each cell, int64 (N, 2).
         column: Name of the image column.
     """

@@ -89,7 +89,7 @@ class PathTableBuilder:
         self._lengths: list[npt.NDArray[np.uint16]] = []
 
     def add_folder(self, folder: str, names: Sequence[str]) -> None:
-        """Append the rows ``folder/name`` for each name, in the order given.
+        """Append the rows ``folder/name`` for each name, in the order given; more names of the last folder may follow.
 
         >>> builder = PathTableBuilder()
         >>> builder.add_folder("cat", ["1.jpg", "10.jpg"])
@@ -104,6 +104,9 @@ class PathTableBuilder:
         separators = np.flatnonzero(block == 0)
         self._lengths.append((np.diff(separators, prepend=-1) - 1).astype(np.uint16))
         self._buffer += block[block != 0].data
+        if self._folders and self._folders[-1] == folder:
+            self._counts[-1] += len(names)
+            return
         self._folders.append(folder)
         self._counts.append(len(names))
 

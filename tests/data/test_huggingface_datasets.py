@@ -2,6 +2,8 @@ import io
 import os
 import pickle
 import shutil
+import threading
+import time
 
 import datasets
 import numpy as np
@@ -10,7 +12,10 @@ import torch
 from PIL import Image
 
 from finetune.data.decode import DecodeOptions
+from finetune.data.groups import groups_of_cells
 from finetune.data.huggingface_datasets import huggingface_source
+from finetune.data.label_cells import is_missing
+from finetune.data.loading import threads_here, views_of_rows
 from finetune.errors import UserError
 from finetune.split_settings import SplitSettings
 from tests.data.folders import write_folder
@@ -147,6 +152,104 @@ def test_a_missing_cell_of_the_group_column_makes_no_group(tmp_path):
     part.save_to_disk(str(tmp_path / "saved"))
     groups = huggingface_source(path=str(tmp_path / "saved"), group_column="patient").index.groups
     assert groups.names == ("p",)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [[1.5, None, 1.5, float("nan"), 2.0, 2.0], ["p", "NA", None, "p ", "nan", ""], [[1], [2], [1], [], [1], None]],
+)
+def test_the_cells_of_a_group_column_are_read_as_one_after_the_other(tmp_path, column):
+    parts = {"train": labelled([0, 1] * 3, ANIMALS).add_column("patient", column)}
+    parts["test"] = labelled([0, 1], ANIMALS).add_column("patient", column[-2:])
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    source = huggingface_source(path=str(tmp_path / "saved"), group_column="patient")
+    cells = [cell for part in parts.values() for cell in part["patient"]]
+    expected = groups_of_cells(["" if is_missing(cell) else cell for cell in cells], setting="")
+    names = {source.index.path(row): source.index.groups.name(row) for row in range(len(source.index))}
+    paths = [f"{split}/{row}" for split, part in parts.items() for row in range(len(part))]
+    assert names == {path: expected.name(row) for row, path in enumerate(paths)}
+    assert source.index.groups.names == expected.names
+
+
+def test_a_number_that_stands_for_no_class_is_named(tmp_path):
+    part = labelled([0, 2] * 3, datasets.Value("int64"))
+    part.info.features = datasets.Features({"image": datasets.Image(), "label": ANIMALS})
+    part.save_to_disk(str(tmp_path / "saved"))
+    message = r"split train must hold the numbers of its 2 classes, from 0 to 1\. Found 2\."
+    with pytest.raises(UserError, match=message):
+        huggingface_source(path=str(tmp_path / "saved"))
+
+
+def test_other_pictures_of_a_row_are_not_decoded(tmp_path):
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": ANIMALS,
+            "mask": datasets.Image(),
+            "views": datasets.List(datasets.Image()),
+        }
+    )
+    damaged = {"bytes": b"no image", "path": None}
+    rows = {
+        "image": [{"bytes": png(row), "path": None} for row in range(8)],
+        "label": [0, 1] * 4,
+        "mask": [damaged] * 8,
+        "views": [[damaged]] * 8,
+    }
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+    source = huggingface_source(path=str(tmp_path / "saved"))
+    assert all(source.read(row).shape == (3, 10, 12) for row in range(8))
+    assert source.tables[0].column_names == ["image"]
+
+
+@pytest.mark.parametrize("columns", [["label"], ["image", "label"]])
+def test_the_format_of_a_saved_data_set_changes_nothing(tmp_path, columns):
+    plain = table(8, 4)
+    plain.save_to_disk(str(tmp_path / "plain"))
+    plain.with_format("numpy", columns=columns).save_to_disk(str(tmp_path / "formatted"))
+    first, second = (huggingface_source(path=str(tmp_path / name)) for name in ("plain", "formatted"))
+    assert all(torch.equal(first.read(row), second.read(row)) for row in range(8))
+    assert np.array_equal(first.index.targets, second.index.targets)
+
+
+def test_two_threads_decode_at_once_what_they_read_one_after_the_other(tmp_path, monkeypatch):
+    from finetune.data import huggingface_datasets
+
+    table(8, 4).save_to_disk(str(tmp_path / "saved"))
+    source = huggingface_source(path=str(tmp_path / "saved"))
+    expected = [source.read(row) for row in range(8)]
+    both, real, reading = threading.Barrier(2, timeout=20), huggingface_datasets.decode_bytes, threading.Lock()
+
+    class OneAtATime:
+        """A table that no two threads may read at once."""
+
+        def __init__(self, table):
+            self.table = table
+
+        def __getitem__(self, row):
+            assert reading.acquire(blocking=False)
+            time.sleep(0.01)
+            reading.release()
+            return self.table[row]
+
+    def decode_two(*given, **options):
+        both.wait()
+        return real(*given, **options)
+
+    source.tables = [OneAtATime(table) for table in source.tables]
+    monkeypatch.setattr(huggingface_datasets, "decode_bytes", decode_two)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    views = views_of_rows(source, AsItIs(), range(8), seeds=None, threads=threads_here(source))
+    assert all(map(torch.equal, views, expected))
+
+
+class AsItIs:
+    """A view of the whole picture."""
+
+    min_side = None
+
+    def __call__(self, image):
+        return image
 
 
 def test_a_data_set_without_a_training_part_is_all_tested(tmp_path):
