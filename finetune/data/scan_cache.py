@@ -4,6 +4,7 @@ An entry is valid while the file's path, size, inode, and times of modification 
 file is opened again if it was replaced by one of its size and date. A file changed less than two seconds
 before the cache was written is not stored, because a second change in the same clock tick would not be noticed, nor is one that
 could not be read, because the reason may lie outside of it.
+Of processes that start together, as those of torchrun do, one scans, and the others wait and read what it has kept.
 ``FINETUNE_CACHE`` names another cache folder; ``off`` turns the cache off.
 """
 
@@ -13,7 +14,8 @@ import logging
 import os
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from finetune.data.image_file import MAX_PIXELS
 from finetune.data.path_table import PathTable
 from finetune.data.scan import FACT_TYPE, Facts, scan_files
 from finetune.errors import FileError
+from finetune.file_lock import lock_byte, open_lock_file
 from finetune.safe_files import check_zip, open_regular, parse_json
 
 log = logging.getLogger(__name__)
@@ -53,13 +56,46 @@ def cached_facts_by(
 ) -> Facts:
     """Return the facts of all images, gathering those whose stamps are new.
 
+    Where another process is gathering those of the same data set into the same cache, this one waits for what it keeps.
+
     Args:
         scan_rows: Returns the facts of some rows, in their order.
         stamps: Stamp of each image, array of ``STAMP_TYPE`` (N,).
         name: Name of the data set, the same from run to run.
     """
     folder = cache_folder("facts")
-    file = None if folder is None else folder / f"{_file_key(name)}.npz"
+    if folder is None:
+        return _facts_by(scan_rows, stamps, file=None)
+    key = _file_key(name)
+    with _alone(key):
+        return _facts_by(scan_rows, stamps, file=folder / f"{key}.npz")
+
+
+@contextmanager
+def _alone(key: str) -> Iterator[None]:
+    """Let one process at a time run the block for the same data set; all at once where the file system has no locks."""
+    lock = cache_folder("facts.lock")
+    assert lock is not None, "asked only where there is a cache"
+    descriptor = None
+    with suppress(OSError):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = open_lock_file(lock)
+        # two data sets that share a byte only wait for each other
+        at = int(key[:7], 16)
+        if not lock_byte(descriptor, at):
+            log.info("another process is checking these images; waiting for it")
+            lock_byte(descriptor, at, wait=True)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _facts_by(
+    scan_rows: Callable[[npt.NDArray[np.int64]], Facts], stamps: npt.NDArray[np.void], *, file: Path | None
+) -> Facts:
+    """Return the facts of all images, those of unchanged ones from the cache file."""
     cached = None if file is None else _load(file)
     table = np.zeros(len(stamps), FACT_TYPE)
     problems: dict[str, int] = {}

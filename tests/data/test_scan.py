@@ -1,5 +1,7 @@
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +142,32 @@ def test_a_damaged_cache_is_as_good_as_none(tmp_path, own_cache, opened):
         opened.clear()
         assert not cached_facts(listing.root, listing.paths).unreadable()
         assert len(opened) == 2
+
+
+def test_of_processes_that_start_together_one_opens_the_files(tmp_path, own_cache, opened):
+    write_folder(tmp_path / "images", {"a": 2, "b": 2})
+    settle(tmp_path)
+    listing = list_training_folders(str(tmp_path / "images"))
+    other = """
+import sys, time
+from finetune.data import scan_cache
+from finetune.data.image_folder import list_training_folders
+
+def slowly(*given, original=scan_cache.scan_files, **options):
+    print("scanning", flush=True)
+    time.sleep(0.5)
+    return original(*given, **options)
+
+scan_cache.scan_files = slowly
+listing = list_training_folders(sys.argv[1])
+scan_cache.cached_facts(listing.root, listing.paths)
+"""
+    command = [sys.executable, "-c", other, str(tmp_path / "images")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "scanning\n"
+        assert len(cached_facts(listing.root, listing.paths)) == 4
+        assert opened == []
+        assert process.wait() == 0
 
 
 def test_the_cache_can_be_turned_off(tmp_path, own_cache, opened, monkeypatch):
