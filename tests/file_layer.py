@@ -2,8 +2,8 @@
 
 Two layers do it. ``tests/file_layer.c``, compiled by ``cc`` and loaded with ``LD_PRELOAD``, lies under every library: Python,
 torch and safetensors' Rust. Where there is no compiler, :class:`PythonLayer` takes what Python shows of itself: its audit
-events, which name what is about to be opened, renamed or removed, and ``os.fsync``; writes are found by looking at the folder
-at each event.
+events, which name what is about to be opened, renamed or removed, ``os.fsync``, and NumPy's ``flush`` of mapped files; writes
+are found by looking at the folder at each event.
 """
 
 import ctypes
@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from enum import IntFlag
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
+
+import numpy as np
 
 SOURCE = Path(__file__).with_suffix(".c")
 COMPILED = "FINETUNE_FILE_LAYER"
@@ -173,8 +175,9 @@ class PythonLayer:
         self._busy = False
         self._known: dict[str, tuple[int, tuple[int, int], bytes]] = {}
         sys.addaudithook(self._hear)
-        self._fsync = os.fsync
+        self._fsync, self._flush = os.fsync, np.memmap.flush
         os.fsync = self._synced
+        np.memmap.flush = lambda array: self._flushed(array)
 
     def record(self, folder: Path, log: Path) -> None:
         """Record from now on."""
@@ -232,11 +235,21 @@ class PythonLayer:
         if self._folder is None or not path.startswith(self._folder):
             self._fsync(descriptor)
             return
+        self._sync(path, os.fstat(descriptor).st_ino)
+
+    def _flushed(self, array: np.memmap[Any, Any]) -> None:
+        path = str(array.filename)
+        self._flush(array)
+        if self._folder is not None and path.startswith(self._folder):
+            self._sync(path, os.stat(path).st_ino)
+
+    def _sync(self, path: str, inode: int) -> None:
+        assert self._folder is not None
         self._maybe_fail(Kind.SYNC, path)
         if self._log is not None:
             self._look()
             relative = os.path.relpath(path, self._folder)
-            self._put(Operation("sync", "" if relative == "." else relative, inode=os.fstat(descriptor).st_ino))
+            self._put(Operation("sync", "" if relative == "." else relative, inode=inode))
 
     def _maybe_fail(self, kind: Kind, path: str) -> None:
         number = self._counts[kind]

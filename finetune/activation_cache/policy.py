@@ -30,9 +30,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from finetune.activation_cache.solver_memory import SolverMemory, solver_bytes
 from finetune.activation_cache.store import free_bytes, why_unusable
 from finetune.counted import counted
 from finetune.data.index import Index
+from finetune.errors import UserError
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
 from finetune.phases import HEAD, ResolvedPhase
@@ -40,6 +42,8 @@ from finetune.plain import Json
 
 # fraction of the free disk space that one phase may take
 _SHARE_OF_FREE = 0.5
+# fraction of the memory that solving a head may take: the rest is for the network, and on a GPU for the activations
+_SHARE_OF_MEMORY = 0.7
 
 CachedView = Literal["", "evaluation", "training"]
 Autocast = Callable[[torch.device], torch.autocast]
@@ -57,6 +61,8 @@ class CachePolicy:
             epoch, and None with a cache means the evaluation view.
         bytes: Estimated size of the cached training and validation activations, in bytes.
         why: Reason, for the plan.
+        head_fits: Whether the memory holds what solving a head on the cached activations takes; with ``solver=auto`` a head that
+            does not fit is trained step by step. It is recorded, because a run may be resumed on another machine.
     """
 
     cached_stage: str | None
@@ -64,6 +70,7 @@ class CachePolicy:
     views: int | None
     bytes: int
     why: str
+    head_fits: bool = True
 
     def augment(self, phase: ResolvedPhase) -> str:
         """Return the augmentation of the training images of a phase that trains without a cache."""
@@ -75,9 +82,12 @@ class CachePolicy:
 
 
 def with_solvers(phases: Sequence[ResolvedPhase], policies: Sequence[CachePolicy]) -> list[ResolvedPhase]:
-    """Return the phases with ``solver='auto'`` decided: on cached features the head is solved, else trained step by step."""
+    """Return the phases with ``solver='auto'`` decided: on cached features the head is solved if that fits the memory.
+
+    Else it is trained step by step.
+    """
     return [
-        replace(phase, solver="lbfgs" if policy.cached_stage is not None else "gradient")
+        replace(phase, solver="lbfgs" if policy.cached_stage is not None and policy.head_fits else "gradient")
         if phase.solver == "auto"
         else phase
         for phase, policy in zip(phases, policies, strict=True)
@@ -97,6 +107,8 @@ def policies_from_plain(values: Sequence[object], phases: Sequence[ResolvedPhase
 
 def _from_plain(value: object, phase: ResolvedPhase) -> CachePolicy:
     names = {field.name for field in fields(CachePolicy)}
+    # runs of earlier versions have not recorded it
+    value = {"head_fits": True} | value if isinstance(value, dict) else value
     if not isinstance(value, dict) or set(value) != names:
         raise ValueError(f"The cache of phase {phase.name!r} must have the keys {', '.join(sorted(names))}")
     stage, views = value["cached_stage"], value["views"]
@@ -106,6 +118,7 @@ def _from_plain(value: object, phase: ResolvedPhase) -> CachePolicy:
         and (views is None or (type(views) is int and views >= 0))
         and type(value["bytes"]) is int
         and isinstance(value["why"], str)
+        and isinstance(value["head_fits"], bool)
     ):
         raise ValueError(f"The cache of phase {phase.name!r} holds an invalid value")
     return CachePolicy(**value)
@@ -142,6 +155,7 @@ def plan_caches(
     max_gb: float,
     weights_dtype: torch.dtype,
     autocast: Autocast,
+    memory: SolverMemory,
 ) -> list[CachePolicy]:
     """Choose a policy for each phase.
 
@@ -152,12 +166,23 @@ def plan_caches(
         max_gb: Limit of the whole cache, in units of 10^9 bytes.
         weights_dtype: Dtype of the weights during training.
         autocast: Function that returns the context of mixed precision on a device.
+        memory: Memory in which a head is solved.
+
+    Raises:
+        UserError: A phase has ``solver=lbfgs``, and solving its head takes too much memory.
     """
     images = {split: len(index.rows(split)) for split in ("train", "val")}
-    return [
-        _choose(classifier, phase, images, max_gb=max_gb, weights_dtype=weights_dtype, autocast=autocast)
+    policies = [
+        _choose(classifier, phase, images, max_gb=max_gb, weights_dtype=weights_dtype, autocast=autocast, memory=memory)
         for phase in phases
     ]
+    for number, (phase, policy) in enumerate(zip(phases, policies, strict=True)):
+        if phase.solver == "lbfgs" and not policy.head_fits:
+            raise UserError(
+                f"schedule.phases[{number}].solver='lbfgs': must fit the memory. {policy.why[:1].upper()}{policy.why[1:]}. Set "
+                "solver=gradient (or auto, which chooses it), or use a machine with more memory."
+            )
+    return policies
 
 
 def _choose(
@@ -168,6 +193,7 @@ def _choose(
     max_gb: float,
     weights_dtype: torch.dtype,
     autocast: Autocast,
+    memory: SolverMemory,
 ) -> CachePolicy:
     asked_views = phase.cache if isinstance(phase.cache, int) else None
 
@@ -201,12 +227,30 @@ def _choose(
         return no_cache(
             f"{total / 1e9:.1f} GB of activations are more than half of the {free_bytes() / 1e9:.1f} GB free"
         )
+    too_large = ""
+    if phase.solver != "gradient":
+        rows = max((views or 1) * images["train"], images["val"])
+        too_large = _too_large(solver_bytes(rows, math.prod(shape), len(classifier.classes)), memory)
+    why = f"after {stage}, {_describe(phase, views)}"
     return CachePolicy(
         cached_stage=stage,
         cached_view="evaluation" if views is None else "training",
         views=views,
         bytes=total,
-        why=f"after {stage}, {_describe(phase, views)}",
+        why=f"{why}; trained step by step, because {too_large}"
+        if too_large and phase.solver == "auto"
+        else too_large or why,
+        head_fits=not too_large,
+    )
+
+
+def _too_large(wanted: int, memory: SolverMemory) -> str:
+    """Return the reason why solving a head that takes so many bytes does not fit the memory; empty if it does."""
+    if wanted <= _SHARE_OF_MEMORY * memory.bytes:
+        return ""
+    return (
+        f"solving the head takes {wanted / 1e9:.1f} GB of memory, more than {_SHARE_OF_MEMORY:.0%} of the "
+        f"{memory.bytes / 1e9:.1f} GB of {memory.where}"
     )
 
 

@@ -127,12 +127,12 @@ class Computation:
 def decide(config: Config, parts: RunParts) -> Computation:
     """Decide the precision, which phases train on a cache, and which of them solve their heads."""
     from finetune.activation_cache.policy import plan_caches, with_solvers
+    from finetune.activation_cache.solver_memory import solver_memory
     from finetune.training.precision import choose_precision
 
+    accelerator, devices = str(config.trainer.get("accelerator", "auto")), config.trainer.get("devices")
     precision = choose_precision(
-        str(config.trainer.get("precision", "auto")),
-        parts.classifier,
-        accelerator=str(config.trainer.get("accelerator", "auto")),
+        str(config.trainer.get("precision", "auto")), parts.classifier, accelerator=accelerator
     )
     policies = plan_caches(
         parts.classifier,
@@ -141,5 +141,7 @@ def decide(config: Config, parts: RunParts) -> Computation:
         max_gb=config.cache.max_gb,
         weights_dtype=precision.weights_dtype,
         autocast=precision.autocast,
+        # other forms, such as "auto", mean one process on a processor
+        memory=solver_memory(accelerator, processes=devices if isinstance(devices, int) and devices > 1 else 1),
     )
     return Computation(precision=precision, cache_policies=policies, phases=with_solvers(parts.phases, policies))

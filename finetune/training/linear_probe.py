@@ -35,7 +35,9 @@ import torch
 from torch import Tensor, nn
 
 from finetune.activation_cache.cache import ActivationCache
+from finetune.activation_cache.solver_memory import BLOCK_LOGITS
 from finetune.data.datamodule import ImageDataModule
+from finetune.data.sampling import Rows
 from finetune.metrics import build_metrics, split_metrics, update_metrics
 from finetune.models.classifier import Classifier
 from finetune.models.heads.linear import LinearHead
@@ -52,6 +54,8 @@ STRENGTHS = tuple(10.0 ** (power / 2) for power in range(2, -9, -1))
 _TOLERANCE = 1e-4
 # iterations of L-BFGS for one penalty
 _MAX_ITERATIONS = 1000
+# features read from the cache at once
+_ROWS_READ = 2**16
 # share of the median deviation: that of a feature that fires in one of hundreds of training images is a thousandth of it
 _LEAST_SCALE = 0.1
 
@@ -90,8 +94,9 @@ def feature_scale(features_ND: Tensor) -> Tensor:
     tensor([1.0000, 2.0000, 0.1000,    inf])
     """
     deviation = features_ND.std(0, correction=0)
+    largest = torch.maximum(features_ND.amax(0), -features_ND.amin(0))
     # rounding may give a column of equal numbers a tiny deviation
-    changes = deviation > 1e-12 * features_ND.abs().amax(0)
+    changes = deviation > 1e-12 * largest
     if not changes.any():
         return torch.full_like(deviation, torch.inf)
     floor = _LEAST_SCALE * deviation[changes].median()
@@ -107,8 +112,12 @@ def solve_heads(
     loss: Callable[[Tensor, Tensor], Tensor],
     sample_weights: Tensor | None = None,
     max_iterations: int = _MAX_ITERATIONS,
+    overwrite_features: bool = False,
 ) -> Heads:
     """Solve linear heads that minimise the mean loss plus a penalty on their weights (not on their biases).
+
+    The features are held once in double precision, and the logits of a block of images at a time, so that
+    :func:`finetune.activation_cache.solver_memory.solver_bytes` tells the memory.
 
     Args:
         features_ND: Features of the training images.
@@ -118,27 +127,39 @@ def solve_heads(
         loss: Function from logits (N, K) and targets to losses (N,), on the device of double precision.
         sample_weights: Weights (N,) of the losses, 1 on average; None weighs all alike.
         max_iterations: Iterations of L-BFGS for one penalty, at most.
+        overwrite_features: Whether features in double precision may be standardised in place, which saves a copy.
     """
     from scipy.optimize import minimize
 
     device = device_of_doubles(features_ND.device)
-    features, targets = doubles(features_ND), targets.to(device)
-    mean, scale = features.mean(0), feature_scale(features)
-    x_ND = (features - mean) / scale
-    width = x_ND.shape[1]
+    x_ND, targets = doubles(features_ND), targets.to(device)
+    if x_ND is features_ND and not overwrite_features:
+        x_ND = x_ND.clone()
+    mean, scale = x_ND.mean(0), feature_scale(x_ND)
+    x_ND.sub_(mean).div_(scale)
+    count, width = x_ND.shape
 
     weights_N = None if sample_weights is None else sample_weights.to(device, torch.float64)
+    rows = max(1, BLOCK_LOGITS // num_classes)
+    blocks = [slice(start, start + rows) for start in range(0, count, rows)]
 
-    def mean_loss(packed: Tensor) -> Tensor:
-        losses_N = loss(x_ND @ packed[:, :width].T + packed[:, width], targets)
-        return losses_N.mean() if weights_N is None else (weights_N * losses_N).mean()
+    def mean_loss(packed: Tensor, block: slice) -> Tensor:
+        """Return the part of the mean loss that comes from a block of images."""
+        losses_N = loss(x_ND[block] @ packed[:, :width].T + packed[:, width], targets[block])
+        mean = losses_N.mean() if weights_N is None else (weights_N[block] * losses_N).mean()
+        return mean * (len(losses_N) / count)
 
     def value_and_gradient(flat: npt.NDArray[np.float64], strength: float) -> tuple[float, npt.NDArray[np.float64]]:
         packed = torch.tensor(flat, device=device).view(num_classes, width + 1).requires_grad_()
-        with torch.enable_grad():
-            value = mean_loss(packed) + strength / 2 * packed[:, :width].square().sum()
-        (gradient,) = torch.autograd.grad(value, packed)
-        return value.item(), gradient.flatten().cpu().numpy()
+        value, gradient = 0.0, torch.zeros_like(packed)
+        for block in blocks:
+            with torch.enable_grad():
+                part = mean_loss(packed, block)
+                if block.start == 0:
+                    part = part + strength / 2 * packed[:, :width].square().sum()
+            value += part.item()
+            gradient += torch.autograd.grad(part, packed)[0]
+        return value, gradient.flatten().cpu().numpy()
 
     start = np.zeros(num_classes * (width + 1))
     weights, biases, losses, iterations, gradients = [], [], [], [], []
@@ -165,7 +186,7 @@ def solve_heads(
             weights.append(weight_KD.float())
             biases.append((packed[:, width] - weight_KD @ mean).float())
             with torch.no_grad():
-                losses.append(mean_loss(packed).item())
+                losses.append(sum(mean_loss(packed, block).item() for block in blocks))
             iterations.append(int(solution.nit))
             gradients.append(float(np.abs(solution.jac).max()))
     return Heads(
@@ -229,6 +250,21 @@ def _tensor_or_none(values: npt.NDArray[np.float64] | None) -> Tensor | None:
     return None if values is None else torch.from_numpy(values)
 
 
+def _features(cache: ActivationCache, rows: Rows, *, views: int, device: torch.device) -> Tensor:
+    """Return the cached features of all views (views * N, D) in double precision, with no other copy of them all."""
+    features_ND = None
+    for view in range(views):
+        for start in range(0, len(rows), _ROWS_READ):
+            some = rows[start : start + _ROWS_READ]
+            part_BD = cache.train(np.full(len(some), view, np.int64), some).float().flatten(1)
+            if features_ND is None:
+                features_ND = torch.empty(views * len(rows), part_BD.shape[1], dtype=torch.float64, device=device)
+            at = view * len(rows) + start
+            features_ND[at : at + len(some)] = part_BD.to(device)
+    assert features_ND is not None, "the training split has images"
+    return features_ND
+
+
 def probe_phase(
     *,
     classifier: Classifier,
@@ -256,9 +292,7 @@ def probe_phase(
     cache.prepare(device=device, context=context)
     index = data.source.index
     train, val = index.rows("train"), index.rows("val")
-    features = torch.cat(
-        [cache.train(np.full(len(train), view, np.int64), train).float().flatten(1) for view in range(views or 1)]
-    ).to(device)
+    features = _features(cache, train, views=views or 1, device=device_of_doubles(device))
     targets = torch.from_numpy(index.targets[train]).repeat(views or 1, *[1] * (index.targets.ndim - 1)).to(device)
     exact = device_of_doubles(device)
     drawn, counts = (_tensor_or_none(data.mean_draws(split)) for split in ("train", "val"))
@@ -268,11 +302,13 @@ def probe_phase(
         num_classes=len(classifier.classes),
         loss=loss.to(exact),
         sample_weights=None if drawn is None else drawn.repeat(views or 1),
+        overwrite_features=True,
     )
+    del features  # a large part of the memory
     held_out, answers = cache.val(val).float().flatten(1).to(device), torch.from_numpy(index.targets[val]).to(device)
     metrics, objectives = [], []
     for weight_KD, bias_K in zip(heads.weight_SKD, heads.bias_SK, strict=True):
-        logits_NK = held_out @ weight_KD.T + bias_K
+        logits_NK = held_out @ weight_KD.to(device).T + bias_K.to(device)
         counted = build_metrics(len(classifier.classes), multi_label=classifier.multi_label).to(device)
         update_metrics(counted, logits=logits_NK, targets=answers)
         metrics.append(split_metrics(counted).scalars())

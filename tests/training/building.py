@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 
 from finetune.data.datamodule import ImageDataModule
+from finetune.data.image_source import Source
 from finetune.data.sources.folder import folder_source
 from finetune.models.build import build_backbone
 from finetune.models.classifier import Classifier, build_classifier
@@ -53,15 +54,16 @@ def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
 def fit(
     classifier: Classifier,
     phase: ResolvedPhase,
-    root: Path,
+    data: Path | Source,
     *,
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = adamw,
     callbacks: Sequence[pl.Callback] = (),
     **trainer: Any,
 ) -> PhaseModule:
-    """Train one phase on an image folder."""
-    data = ImageDataModule(source=folder_source(root=str(root)), spec=classifier.input_spec, num_workers=0)
-    data.begin_phase(name=phase.name, batch_size=phase.batch_size, augment=phase.augment)
+    """Train one phase on an image folder, or on a source."""
+    source = folder_source(root=str(data)) if isinstance(data, Path) else data
+    module_of_data = ImageDataModule(source=source, spec=classifier.input_spec, num_workers=0)
+    module_of_data.begin_phase(name=phase.name, batch_size=phase.batch_size, augment=phase.augment)
     apply_phase(classifier, phase)
     module = PhaseModule(
         classifier=classifier,
@@ -69,8 +71,8 @@ def fit(
         optimizer=optimizer,
         loss=TrainingLoss(label_smoothing=phase.label_smoothing),
         settings=FitSettings(monitor="val/acc"),
-        batches_per_epoch=data.batches_per_epoch(phase.batch_size),
-        file_of=data.source.index.path,
+        batches_per_epoch=module_of_data.batches_per_epoch(phase.batch_size),
+        file_of=source.index.path,
     )
     with quiet_lightning():
         pl.Trainer(
@@ -85,7 +87,7 @@ def fit(
             gradient_clip_val=phase.gradient_clip,
             callbacks=list(callbacks),
             **{"enable_checkpointing": False, **trainer},
-        ).fit(module, datamodule=data)
+        ).fit(module, datamodule=module_of_data)
     return module
 
 

@@ -4,6 +4,7 @@ import csv
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,14 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from finetune.build import assemble
 from finetune.config import compose
 from finetune.errors import UserError
 from finetune.runners.train import decide
+from finetune.training import linear_probe
 from finetune.training.linear_probe import Solved, feature_scale, solve_heads
 from finetune.training.losses import MultiLabelLoss, TrainingLoss
 from finetune.training.plan import build_plan
@@ -140,6 +144,62 @@ def test_threads_change_no_bit_and_are_as_many_afterwards(digits: tuple[torch.Te
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*found)
+
+
+def test_blocks_of_images_give_the_same_heads(
+    digits: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, targets = digits
+    weights = torch.linspace(0.2, 1.8, len(features), dtype=torch.float64)
+    found = []
+    for block_logits in (10 * len(features), 10 * 77):  # one block, six blocks
+        monkeypatch.setattr(linear_probe, "BLOCK_LOGITS", block_logits)
+        heads = solve_heads(
+            features, targets, num_classes=10, strengths=(1.0, 0.1), loss=TrainingLoss(), sample_weights=weights
+        )
+        assert heads.converged
+        found.append(heads)
+    one, six = found
+    assert torch.allclose(one.weight_SKD, six.weight_SKD, atol=1e-4)
+    assert torch.allclose(one.bias_SK, six.bias_SK, atol=1e-4)
+    assert one.losses == pytest.approx(six.losses, rel=1e-6)
+
+
+class Large(TorchDispatchMode):
+    """Counts the tensors of at least so many numbers that operations make, views and changes in place left out."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.numbers, self.held = numbers, dict[int, torch.Tensor]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [one.untyped_storage().data_ptr() for one in tree_leaves(args) if isinstance(one, torch.Tensor)]
+        made = func(*args, **(kwargs or {}))
+        for one in tree_leaves(made):
+            if isinstance(one, torch.Tensor) and one.numel() >= self.numbers:
+                place = one.untyped_storage().data_ptr()
+                if place not in given:
+                    # held, so that no other takes its place
+                    self.held[place] = one
+        return made
+
+
+def test_features_are_held_once_more_at_most(digits: tuple[torch.Tensor, torch.Tensor]) -> None:
+    features, targets = digits
+    for given, overwrite, copies in ((features, False, 1), (features.double(), False, 1), (features.double(), True, 0)):
+        before = given.clone()
+        with Large(features.numel()) as large:
+            solve_heads(
+                given,
+                targets,
+                num_classes=10,
+                strengths=(0.1,),
+                loss=TrainingLoss(),
+                max_iterations=3,
+                overwrite_features=overwrite,
+            )
+        assert len(large.held) == copies
+        assert torch.equal(before, given) is not overwrite
 
 
 def test_the_penalty_of_the_smallest_validation_loss_is_taken_not_of_the_largest_accuracy() -> None:
