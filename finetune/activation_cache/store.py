@@ -14,7 +14,7 @@ import shutil
 import stat
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,12 +231,15 @@ class Entry:
         """Mark chunks as not written if their bytes do not match their checksums."""
         for chunk in np.flatnonzero(self._written):
             rows = self.layout.rows_of(int(chunk))
-            if self._wrong(range(rows.start, rows.stop), self._data[rows.start : rows.stop]):
+            if len(self._wrong(np.arange(rows.start, rows.stop), self._data[rows.start : rows.stop])):
                 self._written[chunk] = 0
 
-    def _wrong(self, rows: Iterable[int], values: npt.NDArray[np.uint8]) -> list[int]:
+    def _wrong(self, rows: npt.NDArray[np.int64], values: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         """Return the rows whose bytes do not match their checksums."""
-        return [row for row, value in zip(rows, values, strict=True) if zlib.crc32(value) != self._crcs[row]]
+        # of a mapped array each row would be a mapped array again, which takes longer than its checksum
+        found = np.fromiter(map(zlib.crc32, np.asarray(values)), _CRC_TYPE, len(rows))
+        wrong: npt.NDArray[np.int64] = rows[found != self._crcs[rows]]
+        return wrong
 
     @property
     def missing(self) -> list[int]:
@@ -301,10 +304,10 @@ class Entry:
             # reading past the end of a mapped file would kill the process
             raise self._changed("its length has changed")
         values: npt.NDArray[np.uint8] = self._data[rows]
-        wrong = self._wrong(rows.tolist(), values)
-        if wrong:
+        wrong = self._wrong(rows, values)
+        if len(wrong):
             for chunk in range(self.layout.chunks):
-                if not set(self.layout.rows_of(chunk)).isdisjoint(wrong):
+                if not set(self.layout.rows_of(chunk)).isdisjoint(wrong.tolist()):
                     self._written[chunk] = 0
             raise self._changed(f"row {wrong[0]} differs from what was written")
         return values
