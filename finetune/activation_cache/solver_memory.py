@@ -36,7 +36,7 @@ def solver_memory(accelerator: str, *, processes: int = 1) -> SolverMemory:
         processes: Processes of the run on this machine; each of them solves the head.
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        device = torch.cuda.get_device_properties()
+        device = torch.cuda.get_device_properties(torch.cuda.current_device())
         return SolverMemory(bytes=device.total_memory, where=device.name)
     # Apple's GPU has no double precision, so the machine solves
     each = f", for each of {processes} processes" if processes > 1 else ""

@@ -1,6 +1,7 @@
 """The cache and the solver for a million images are planned by the room that there is for them, which is pretended here."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,3 +132,11 @@ def test_processes_share_the_memory_of_a_machine(monkeypatch: pytest.MonkeyPatch
     assert solver_memory("cpu") == SolverMemory(bytes=32 * GB, where="this machine")
     shared = solver_memory("cpu", processes=4)
     assert shared == SolverMemory(bytes=8 * GB, where="this machine, for each of 4 processes")
+
+
+def test_a_gpu_solves_in_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8, name="GPU"))
+    assert solver_memory("auto", processes=4) == SolverMemory(bytes=8, where="GPU")
+    assert solver_memory("cpu").where == "this machine"
