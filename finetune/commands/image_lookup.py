@@ -44,14 +44,17 @@ class ImageLookup:
     def _source(self) -> "Source | None":
         """The data set, if its images are not files."""
         from finetune.build.data import build_source
-        from finetune.config.schema import Config, DataConfig
+        from finetune.config import data_settings
+        from finetune.config.schema import Config
 
         if not isinstance(self._data, dict):
             return None
         try:
-            config = Config(seed=self._data["seed"], data=DataConfig(**self._data["data"]))
-            return build_source(config, use="audit")
-        except (UserError, KeyError, TypeError) as error:
+            settings, seed = data_settings(self._data["data"]), self._data["seed"]
+            if type(seed) is not int:
+                raise UserError("seed: must be a whole number.")
+            return build_source(Config(seed=seed, data=settings), use="audit")
+        except (UserError, KeyError) as error:
             print(f"pictures: the data set that was embedded cannot be opened. {error}")
             return None
 

@@ -6,6 +6,7 @@ mistyped key is reported in well under a second.
 
 import dataclasses
 import functools
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from finetune.config.overrides import command_line as command_line
 from finetune.config.overrides import quoted as quoted
 from finetune.config.overrides import values_of
 from finetune.config.plain_yaml import read_plain_yaml
-from finetune.config.schema import Config, PhaseConfig
+from finetune.config.schema import Config, DataConfig, PhaseConfig
 from finetune.config.whole_schedule import spread
 from finetune.errors import ConfigError, UserError, did_you_mean, first_line
 from finetune.listed_classes import RUN_DIR
@@ -125,6 +126,25 @@ def from_yaml(path: Path) -> Config:
         raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def data_settings(values: object) -> DataConfig:
+    """Build the section ``data`` from plain values in a file, as data: nothing in it is resolved.
+
+    Raises:
+        UserError: A value does not fit the schema, or refers to another.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not isinstance(values, dict) or "${" in json.dumps(values):
+        raise UserError("data: must be settings, each with its value itself.")
+    try:
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), values))
+    except OmegaConfBaseException as error:
+        raise UserError(omegaconf_message(error)) from error
+    assert isinstance(settings, DataConfig)
+    return settings
 
 
 def compose(overrides: Sequence[str], *, phases: Sequence[PhaseConfig] | None = None) -> Config:

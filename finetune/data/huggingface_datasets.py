@@ -7,6 +7,7 @@ bytes and decoded by this package, so that all its rules for unusual images appl
 import hashlib
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from finetune.data.assign_splits import arrange, leave_out_unreadable
 from finetune.data.decode import DecodeOptions, decode_bytes, to_tensor
 from finetune.data.depth_range import with_ranges
 from finetune.data.groups import Groups, groups_of_cells
+from finetune.data.huggingface_folder import check_folder
 from finetune.data.image_file import MAX_PIXELS, UnreadableImage, read_image_file
 from finetune.data.index import SPLITS, Index
 from finetune.data.label_cells import LabelColumn, hidden_labels, is_missing
@@ -177,6 +179,7 @@ def _open(
     full = os.path.abspath(path)
     if not os.path.isdir(full):
         raise UserError(f"data.path={path!r}: no such folder. Looked for {full}.")
+    check_folder(Path(full))
     saved = any(os.path.isfile(os.path.join(full, name)) for name in ("dataset_dict.json", "state.json"))
     try:
         loaded = datasets.load_from_disk(full) if saved else datasets.load_dataset(full)

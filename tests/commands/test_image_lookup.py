@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,8 +27,18 @@ def test_files_are_read_by_their_path_and_samples_in_memory_by_their_name(pets: 
     assert pictures("/no/such/file.png") is None
 
 
-def test_what_cannot_be_had_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    pictures = ImageLookup({"data": {"seed": 0, "data": {"source": "digits", "colour": "red"}}})
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        {"seed": 0, "data": {"source": "digits", "colour": "red"}},
+        {"seed": 0, "data": {"source": "folder", "root": "${oc.env:HOME}"}},
+        {"seed": 0, "data": {"source": 7, "root": ["x"], "label_columns": 3}},
+        {"seed": 0, "data": ["digits"]},
+        {"seed": [0], "data": {"source": "digits"}},
+    ],
+)
+def test_what_cannot_be_had_is_said_once(recorded: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = ImageLookup({"data": recorded})
     assert pictures("digits/0001") is None
     assert pictures("digits/0002") is None
     assert capsys.readouterr().out.count("the data set that was embedded cannot be opened") == 1

@@ -1,7 +1,9 @@
 import io
 import os
 import pickle
+import re
 import shutil
+import socket
 import threading
 import time
 
@@ -360,3 +362,47 @@ def test_the_range_of_deep_images_is_measured_on_training_data_alone(tmp_path):
     deep.save_to_disk(str(tmp_path / "saved"))
     assert huggingface_source(path=str(tmp_path / "saved")).decode_options.integer_range == (0, 4095)
     assert huggingface_source(path=str(tmp_path / "saved"), use="test").decode_options == DecodeOptions()
+
+
+CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {}\n---\n# A card\n"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "http://127.0.0.1:{port}/x.parquet",
+        "zip://*.jpg::http://127.0.0.1:{port}/x.zip",
+        "/etc/*.csv",
+        "../other/*.png",
+    ],
+)
+@pytest.mark.parametrize("name", ["README.md", ".huggingface.yaml"])
+def test_a_folder_that_names_another_place_is_refused_and_nobody_is_asked(tmp_path, place, name):
+    write_folder(tmp_path / "images", {"train/a": 2, "train/b": 2})
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        text = CARD.format(place.format(port=server.getsockname()[1]))
+        if name != "README.md":
+            text = text.split("---")[1]
+        (tmp_path / "images" / name).write_text(text)
+        with pytest.raises(UserError, match=f"{re.escape(name)}: data_files=.*leads out of the data set"):
+            huggingface_source(path=str(tmp_path / "images"))
+        server.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_a_card_that_names_files_of_its_own_folder_is_read(tmp_path):
+    write_folder(tmp_path / "images", {"here/a": 8, "here/b": 8})
+    (tmp_path / "images/README.md").write_text(CARD.format("here/**"))
+    assert sum(huggingface_source(path=str(tmp_path / "images")).index.counts()["train"]) > 8
+
+
+def test_a_saved_data_set_names_its_own_files_alone_and_holds_no_pipe(tmp_path):
+    table(8, 0).save_to_disk(str(tmp_path / "saved"))
+    state = tmp_path / "saved/state.json"
+    state.write_text(state.read_text().replace('"data-0', '"../saved/data-0'))
+    with pytest.raises(UserError, match=r"state\.json: filename=.*leads out of the data set"):
+        huggingface_source(path=str(tmp_path / "saved"))
+    os.mkfifo(tmp_path / "saved/.huggingface.yaml")
+    with pytest.raises(UserError, match=r"\.huggingface\.yaml: must be a regular file"):
+        huggingface_source(path=str(tmp_path / "saved"))
