@@ -119,8 +119,9 @@ class UnknownFit:
 def fit_unknown(train_ND: Floats, targets_N: npt.NDArray[np.integer], val_ND: Floats, *, accept: float) -> UnknownFit:
     """Fit the score on training images, and its threshold on validation images.
 
-    The threshold is the distance of the validation image at rank ``ceil((N + 1) * accept)``: at least so large a share of other
-    images of the same kind is expected within it (split conformal prediction). There is none if fewer than two validation images
+    The threshold is midway between the distances of the validation images at rank ``ceil((N + 1) * accept)`` and at the next: at
+    least so large a share of other images of the same kind is expected within it (split conformal prediction), and no validation
+    image lies on it, where the last digits of another runtime would decide. There is none if fewer than two validation images
     would lie beyond.
 
     Args:
@@ -144,7 +145,8 @@ def fit_unknown(train_ND: Floats, targets_N: npt.NDArray[np.integer], val_ND: Fl
     directions_RD, variances_R, rest = gaussian
     precision_DD = _Precision(directions_RD, 1 / variances_R, 1 / rest)
     distances_N = np.sqrt(precision_DD.squared_distances(unit_length(val_ND), means_KD).min(1))
-    threshold = float(np.sort(distances_N)[math.ceil(round((len(val_ND) + 1) * accept, 6)) - 1])
+    rank = math.ceil(round((len(val_ND) + 1) * accept, 6))
+    threshold = float(np.sort(distances_N)[rank - 1 : rank + 1].mean())
     if threshold <= 0:
         return _unsupported("the features of the validation images do not differ from the class means")
     centre_D = means_KD.mean(0)
