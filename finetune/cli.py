@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from finetune.corrected_line import corrected_line
 from finetune.distributed import is_rank_zero, process_name
 from finetune.errors import Interrupted, RunError, UserError, did_you_mean, first_line
 from finetune.file_errors import file_error, out_of_memory
@@ -129,11 +130,14 @@ def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
         raise UserError(
             f"finetune {first}: no such command.\nUse: {shlex.join(['finetune', SYNONYMS[first], *argv[1:]])}"
         )
+    from finetune.near_paths import near_path
+
+    folder = near_path(first, folders=True)
     if "/" in first:
-        raise UserError(f"{first}: no such folder. finetune takes a folder of images, or a command.")
-    raise UserError(
-        f"finetune {first}: no such command or folder. Commands: {', '.join(COMMANDS)}.{did_you_mean(first, COMMANDS)}"
-    )
+        hint = f" Did you mean {folder!r}?" if folder else ""
+        raise UserError(f"{first}: no such folder. finetune takes a folder of images, or a command.{hint}")
+    hint = did_you_mean(first, [*COMMANDS, *([folder] if folder else [])])
+    raise UserError(f"finetune {first}: no such command or folder. Commands: {', '.join(COMMANDS)}.{hint}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -169,7 +173,7 @@ def _main(argv: Sequence[str] | None) -> int:
         # the parser has printed the help
         return int(left.code or 0)
     except UserError as error:
-        return _fail(error, status=2, show_traceback=show_traceback)
+        return _fail(error, status=2, show_traceback=show_traceback, line=corrected_line(str(error), given))
     except KeyboardInterrupt as error:
         status = error.status if isinstance(error, Interrupted) else 130
         return _fail(error, status=status, show_traceback=show_traceback)
@@ -206,7 +210,7 @@ def _is_completion(argv: Sequence[str]) -> bool:
     return argv[0] in ("-sc", "--shell-completion")
 
 
-def _fail(error: BaseException, *, status: int, show_traceback: bool) -> int:
+def _fail(error: BaseException, *, status: int, show_traceback: bool, line: str | None = None) -> int:
     if not is_rank_zero():
         # Ctrl-C reaches every process of a run, but only one of them reports it
         if isinstance(error, KeyboardInterrupt):
@@ -215,7 +219,7 @@ def _fail(error: BaseException, *, status: int, show_traceback: bool) -> int:
     if show_traceback:
         traceback.print_exception(error)
     elif isinstance(error, (UserError, RunError)):
-        print(error, file=sys.stderr)
+        print(error, *([f"Use: {line}"] if line else []), sep="\n", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):
         print(str(error) or "Stopped.", file=sys.stderr)
     else:

@@ -118,13 +118,29 @@ MISTAKES = {
     "export my_run timm": "finetune export my_run --format timm",
     "export my_run format=web": "finetune export my_run --format web",
     "evaluate my_run dta=pets": "finetune evaluate my_run data=pets",
+    "pest": "finetune pets",
+    "pest epochs=5": "finetune pets epochs=5",
+    "./pest": "finetune pets",
+    "trian pets": "finetune train pets",
+    "evalute my_run": "finetune evaluate my_run",
+    "export my_run --format onxn": "finetune export my_run --format onnx",
+    "predict my_rnu pets --output p.csv": "finetune predict my_run pets --output p.csv",
+    "evaluate my_rnu": "finetune evaluate my_run",
+    "report my_rnu": "finetune report my_run",
+    "resume my_rnu": "finetune resume my_run",
+    "predict my_run pets --output": "finetune predict my_run pets --output predictions.csv",
+    "predict my_run pets --output --top-k 3": "finetune predict my_run pets --output predictions.csv --top-k 3",
+    "predict my_run pets --output p.csv --top-k": "finetune predict my_run pets --output p.csv --top-k K",
+    "export my_run --format": "finetune export my_run --format onnx",
+    "plan pets schedule.lr_schedule=cosin": "finetune plan pets schedule.lr_schedule=cosine",
+    "plan pets input.adapt=flod seed=1": "finetune plan pets input.adapt=fold seed=1",
 }
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
-    for name in ("pets", "more", "more pets", "my pets (2)"):
+    for name in ("pets", "more", "more pets", "my pets (2)", "my_run"):
         (folder / name).mkdir()
     (folder / "labels.csv").write_text("path,label\n")
     return folder
@@ -169,6 +185,23 @@ def test_the_lines_of_the_answers_are_accepted() -> None:
     assert len(lines) > 15
     for line in lines:
         assert accepted(line.removeprefix("finetune "))
+
+
+def test_a_stage_and_a_metric_that_are_misspelt_are_corrected_in_the_line(
+    pets: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(pets.parent)
+    here = [pets.name, "weights=none", "backbone=resnet10t", "input.size=32", "logger=none"]
+    for command, wrong, meant in (
+        ("plan", "freeze=stem,layer5", "freeze=stem,layer4"),
+        ("plan", "'schedule.phases.1.train=[layer5, head]'", "'schedule.phases.1.train=[layer4, head]'"),
+        ("train", "monitor=val/accuracy", "monitor=val/acc"),
+    ):
+        assert main([command, *here, *shlex.split(wrong)]) == 2
+        use = capsys.readouterr().err.splitlines()[-1]
+        assert use == f"Use: {shlex.join(['finetune', command, *here])} {meant}"
+    assert main(["plan", f"data.root={pets.name[:-1]}"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"Use: finetune plan data.root={pets.name}"
 
 
 def test_epochs_and_rate_of_the_whole_schedule_are_those_of_each_phase() -> None:

@@ -196,8 +196,27 @@ class Arguments(argparse.ArgumentParser):
             raise self.wrong(message)
         option, why = wrong[1].rpartition("/")[2], wrong[2].rstrip(".")
         if why.startswith("expected"):
-            raise UserError(f"{option}: needs a value.")
+            raise UserError(f"{option}: needs a value.\nUse: {self._with_value(option)}")
         raise UserError(f"{option} {why}" if why.endswith("?") else f"{option} {why}.")
+
+    def _with_value(self, option: str) -> str:
+        """Return the typed line with a value for an option that has none: an example, a choice, or the name of the value."""
+        action = self._option_string_actions[option]
+        value = [
+            *self.examples.get(option, ()),
+            *map(str, action.choices or ()),
+            str(action.metavar or action.dest.upper()),
+        ]
+        words = [
+            word.removesuffix("=") if word.partition("=")[0] in action.option_strings else word for word in self._typed
+        ]
+        bare = [
+            at
+            for at, (word, following) in enumerate(zip(words, [*words[1:], "-"], strict=True))
+            if word in action.option_strings and following.startswith("-")
+        ]
+        at = bare[-1] + 1 if bare else len(words)
+        return command_line(self.command, [*words[:at], value[0], *words[at:]])
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
