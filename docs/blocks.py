@@ -233,10 +233,29 @@ def shape(line: str) -> str:
     return re.sub(r"(?<=# )(\w+?)s\b", r"\1", " ".join(line.split()))
 
 
+def unwrapped(text: str) -> list[str]:
+    r"""Return lines as they were before the program wrapped them: larger figures break them at other words.
+
+    >>> unwrapped("weights: " + 70 * "x" + ";\n    licence: none\nrun: here")[1:]
+    ['run: here']
+    """
+    lines: list[str] = []
+    last, indent = "", 0
+    for line in text.splitlines():
+        begins = len(line) - len(line.lstrip())
+        if lines and begins == indent + 4 and len(last) + 1 + len(line.split(" ", begins + 1)[begins]) > 80:
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(line)
+            indent = begins
+        last = line
+    return lines
+
+
 def missing_lines(documented: str, output: str) -> list[str]:
     """Return the documented lines whose like was not printed."""
-    printed = {shape(line) for line in as_shown(output).splitlines()}
-    lines = [line for line in documented.splitlines() if line.strip() and line.strip() != "..."]
+    printed = {shape(line) for line in unwrapped(as_shown(output))}
+    lines = [line for line in unwrapped(documented) if line.strip() and line.strip() != "..."]
     return [line for line in lines if shape(line) not in printed and not _NOT_COMPARED.match(line)]
 
 

@@ -1,4 +1,4 @@
-"""The package's log on the terminal: one line per record, from rank 0 only; warnings go to stderr, all else to stdout.
+"""The package's log on the terminal, from rank 0 only: warnings go to stderr, all else to stdout in lines of 80 columns.
 
 A program that uses the package can silence it, ``logging.getLogger("finetune").setLevel(logging.WARNING)``, or send it
 elsewhere, ``logging.getLogger("finetune").addHandler(handler)``: :func:`show_log` then leaves level and handlers alone.
@@ -9,6 +9,7 @@ import sys
 
 from finetune.distributed import is_rank_zero
 from finetune.terminal import escape
+from finetune.wrapping import wrapped
 
 PACKAGE = logging.getLogger("finetune")
 
@@ -25,7 +26,7 @@ class TerminalHandler(logging.Handler):
         if record.levelno >= logging.WARNING:
             print(f"warning: {text}", file=sys.stderr, flush=True)
         else:
-            print(text, flush=True)
+            print(wrapped(text), flush=True)
 
 
 def show_log() -> None:

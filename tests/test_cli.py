@@ -138,7 +138,7 @@ def test_a_user_may_add_configurations_of_their_own(tmp_path: Path, capsys: pyte
     )
     words = ["plan", "data=digits", "backbone.weights=none", "input.size=32", "schedule=tops"]
     assert main([*words, "--config-dir", str(tmp_path / "mine")]) == 0
-    assert "phase 1 of 1: tops (schedule.phases.0)  2 epochs" in capsys.readouterr().out
+    assert "phase 1 of 1: tops (schedule.phases.0)\n  2 epochs" in capsys.readouterr().out
     assert main(words) == 2
     assert "schedule='tops': not a choice" in capsys.readouterr().err
 

@@ -10,6 +10,7 @@ from finetune.commands.options import home_path
 from finetune.config.schema import Config
 from finetune.errors import UserError
 from finetune.runners.audit import audit_source
+from finetune.wrapping import wrapped
 
 ABOUT = """\
 Check the images before training: counts, sizes, unreadable files, copies within and across splits, conflicting labels,
@@ -53,7 +54,7 @@ def task(config: Config, *, output: Path, views: bool) -> int:
     from finetune.data.audit_text import as_text
     from finetune.report.audit_page import audit_page
 
-    print(as_text(result))
+    print(wrapped(as_text(result)))
     view, words = None, ""
     if views:
         # imported here: torchvision takes seconds

@@ -8,6 +8,7 @@ from finetune.config.overrides import TypedLine
 from finetune.counted import counted
 from finetune.errors import RunError
 from finetune.runners.evaluate import evaluate_run
+from finetune.wrapping import aligned, wrapped
 
 ABOUT = """\
 Test a trained run. Without key=value it is tested on its own test split.
@@ -46,14 +47,19 @@ def run(argv: Sequence[str]) -> int:
     floors = read_floors(given.at_least)
     tested, classifier, split = evaluate_run(given.run, given.overrides, split=given.split, trust=given.trust)
     metrics = tested.metrics
-    print(f"{counted(tested.images, 'image')} ({split}): {metrics.in_words()}, calibration error {metrics.ece:.4f}")
-    width = max(len(name) for name in classifier.classes)
-    for name, recall in zip(classifier.classes, metrics.recall, strict=True):
-        print(f"  {name:{width}}  recall {'-' if name in tested.missing_classes else f'{recall:.4f}'}")
+    print(f"{counted(tested.images, 'image')} ({split}): {metrics.in_words()}")
+    print(f"calibration error: {metrics.ece:.4f}")
+    recalls = [
+        [name, f"recall {'-' if name in tested.missing_classes else f'{recall:.4f}'}"]
+        for name, recall in zip(classifier.classes, metrics.recall, strict=True)
+    ]
+    print("\n".join(aligned(recalls, left=2, indent=2)))
     if tested.missing_classes:
         print(
-            f"classes without an image: {', '.join(tested.missing_classes)}. Each that was predicted all the same counts as 0 in "
-            "the macro F1, which is a mean over the classes"
+            wrapped(
+                f"classes without an image: {', '.join(tested.missing_classes)}. Each that was predicted all the same counts as "
+                "0 in the macro F1, which is a mean over the classes"
+            )
         )
     if tested.known is not None:
         print(f"like the training images: {tested.known:.1%} of the images (unknown_score at most 1)")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from finetune.commands.hydra_job import ComposingArguments, run_composed
 from finetune.config.schema import Config
+from finetune.wrapping import wrapped
 
 if TYPE_CHECKING:
     from finetune.data.image_source import Source
@@ -34,7 +35,7 @@ def task(config: Config) -> int:
     from finetune.build.classifier import weights_origin
     from finetune.build.training import imbalance
 
-    parts = assemble(config, print, trusted=True)
+    parts = assemble(config, _say, trusted=True)
 
     from finetune.plain import to_plain
     from finetune.runners.plan import plan_run
@@ -43,26 +44,30 @@ def task(config: Config) -> int:
     index = parts.source.index
     began = time.monotonic()
     plan, precision = plan_run(config, parts)
-    calibration = f"calibrated on this machine in {time.monotonic() - began:.1f} s"
+    calibration = f"calibrated in {time.monotonic() - began:.1f} s"
     images = ", ".join(f"{n} {split}" for split, n in index.split_sizes().items())
-    print(f"data: {len(index.classes)} classes; images: {images}; loader processes: {parts.data.num_workers}")
+    _say(f"data: {len(index.classes)} classes; images: {images}; loader processes: {parts.data.num_workers}")
     spec, backbone = parts.classifier.input_spec, parts.classifier.backbone
     if config.backbone.weights != "none":
-        print(f"origin of the weights: {weights_origin(config).in_words()}")
-    print(f"input: {spec.channels} x {spec.size[0]} x {spec.size[1]}, adapt {parts.classifier.adapt}")
+        _say(f"origin of the weights: {weights_origin(config).in_words()}")
+    _say(f"input: {spec.channels} x {spec.size[0]} x {spec.size[1]}, adapt {parts.classifier.adapt}")
     if backbone.pool is not None:
-        print(f"features: {backbone.num_features} by backbone.pool={backbone.pool}")
+        _say(f"features: {backbone.num_features} by backbone.pool={backbone.pool}")
     if line := cut_off(spec, parts.source):
-        print(line)
-    print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in to_plain(imbalance(config)).items()))
-    print(f"precision: {precision.name} ({precision.why})")
+        _say(line)
+    _say(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in to_plain(imbalance(config)).items()))
+    _say(f"precision: {precision.name} ({precision.why})")
     seconds = sum(phase.time.seconds for phase in plan if phase.time is not None)
-    print(f"time: about {duration(seconds)} for all phases, from an empty cache ({calibration})")
+    _say(f"time: about {duration(seconds)} in all, from an empty cache ({calibration})")
     print()
     print(plan_table(plan))
     for line in repeated_heads([phase.settings for phase in plan]):
         log.warning("%s", line)
     return 0
+
+
+def _say(line: str) -> None:
+    print(wrapped(line), flush=True)
 
 
 def cut_off(spec: "InputSpec", source: "Source") -> str:

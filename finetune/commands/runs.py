@@ -6,7 +6,6 @@ import io
 import math
 import os
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from finetune.resume_command import resume_command
 from finetune.run_names import RECORD
 from finetune.safe_files import LARGEST_JSON, inside, leads_out, read_json, read_text
 from finetune.wilson import wilson
+from finetune.wrapping import aligned, wrapped
 
 ABOUT = """\
 list [DIR...]       the runs below DIR (default: runs): state, test accuracy with its 95 % interval, time, size on disk
@@ -33,6 +33,8 @@ Intervals are 95 % Wilson intervals of the accuracy, from the number of test ima
 
 _EMPTY: Mapping[str | None, None] = dict.fromkeys(("null", "[]", "{}"))
 _ACTIONS = ("list", "compare", "clean")
+# letters for the names of runs that are compared; longer ones stand above the tables
+_NAME = 50
 _BARS = "▁▂▃▄▅▆▇█"
 # levels below a folder at which runs are searched: a sweep or a ladder has a folder for its runs
 _DEPTH = 3
@@ -210,13 +212,12 @@ def run_table(runs: Sequence[RunSummary]) -> list[str]:
     """Return a table with a row for each run, the newest last."""
     if not runs:
         return ["no runs"]
-    rows = [["run", "state", "network", "schedule", "test acc (95 %)", "val acc", "time", "MB"]]
+    rows = [["state", "network", "schedule", "test acc (95 %)", "val acc", "time", "MB"]]
     for one in runs:
         validation = one.metric("val", "acc")
         seconds = None if one.results is None else one.results.seconds.training
         rows.append(
             [
-                str(one.path),
                 one.state,
                 one.settings["backbone.name"],
                 one.settings["schedule.name"],
@@ -227,7 +228,11 @@ def run_table(runs: Sequence[RunSummary]) -> list[str]:
             ]
         )
     unfinished = [one.path for one in runs if one.state != "finished"]
-    lines = _aligned(rows)
+    # a folder has a line of its own, so that it can be copied
+    columns, *cells = aligned(rows, left=5, indent=2)
+    lines = ["run", columns]
+    for one, line in zip(runs, cells, strict=True):
+        lines += [str(one.path), line]
     lines += ["", f"{counted(len(runs), 'run')}, {sum(one.size_bytes for one in runs) / 1e6:.1f} MB"]
     lines += [f"continue with: {resume_command(path)}" for path in unfinished]
     finished = [one for one in runs if one.state == "finished"]
@@ -240,8 +245,10 @@ def run_table(runs: Sequence[RunSummary]) -> list[str]:
 def comparison(runs: Sequence[RunSummary]) -> list[str]:
     """Return runs side by side: what differs in their settings, their curves, their metrics."""
     names = [one.path.name for one in runs]
-    if len(set(names)) < len(names):
-        names = [str(one.path) for one in runs]
+    legend: list[str] = []
+    if len(set(names)) < len(names) or max(map(len, names)) > _NAME // len(names):
+        names = [f"run {number}" for number in range(1, len(runs) + 1)]
+        legend = [*(f"{name}: {one.path}" for name, one in zip(names, runs, strict=True)), ""]
     keys = [
         key
         for key in dict.fromkeys(key for one in runs for key in one.settings)
@@ -250,7 +257,8 @@ def comparison(runs: Sequence[RunSummary]) -> list[str]:
     ]
     rows = [["settings that differ", *names]]
     rows += [[key, *(one.settings.get(key, "-") for one in runs)] for key in keys]
-    lines = _aligned(rows) if keys else ["the settings are the same"]
+    left = len(names) + 1
+    lines = [*legend, *(aligned(rows, left=left) if keys else ["the settings are the same"])]
     metrics = [["metrics", *names], ["test acc (95 %)", *(one.accuracy() for one in runs)]]
     for split in ("test", "val"):
         for name in ("acc", "f1_macro", "map", "loss", "ece"):
@@ -258,17 +266,17 @@ def comparison(runs: Sequence[RunSummary]) -> list[str]:
             if any(value is not None for value in values) and (split, name) != ("test", "acc"):
                 metrics.append([f"{split} {name}", *("-" if value is None else f"{value:.4f}" for value in values)])
     metrics.append(["test images", *(str(one.test_images) if one.results else one.state for one in runs)])
-    lines += ["", *_aligned(metrics)]
+    lines += ["", *aligned(metrics, left=left)]
     curves = [["curves", *names]]
     for column in dict.fromkeys(["val/loss", *(one.settings.get("monitor", "val/acc") for one in runs)]):
         series = [_numbers(one.epochs, column) for one in runs]
         if any(series):
             curves.append([column, *map(curve, series)])
             curves.append(["  first, last", *(f"{one[0]:.4f}, {one[-1]:.4f}" if one else "-" for one in series)])
-    lines += ["", *_aligned(curves)] if len(curves) > 1 else []
+    lines += ["", *aligned(curves, left=left)] if len(curves) > 1 else []
     prints = {one.results.data.fingerprint for one in runs if one.results}
     if len(prints) > 1:
-        lines += ["", "The runs were tested on different data or splits: their metrics cannot be compared."]
+        lines += ["", wrapped("The runs were tested on different data or splits: their metrics cannot be compared.")]
     return lines
 
 
@@ -291,16 +299,3 @@ def _clean(paths: Sequence[Path], *, delete: bool, line: str) -> list[str]:
             RunFolder(path).delete_spare_files()
     what = "deleted" if delete else f"can be deleted: {line}"
     return [*lines, f"{total / 1e6:.1f} MB in {len(lines)} finished runs {what}" if lines else "nothing to delete"]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    # the columns of a comparison share the width of the terminal; a long value is cut in the middle
-    room = max(12, shutil.get_terminal_size().columns // max(len(widths), 1)) if sum(widths) > 160 else max(widths)
-    cut = [
-        [cell if len(cell) <= room else f"{cell[: room // 2]}..{cell[2 - room // 2 :]}" for cell in row[1:]]
-        for row in rows
-    ]
-    shown = [[row[0], *cells] for row, cells in zip(rows, cut, strict=True)]
-    widths = [max(len(row[column]) for row in shown) for column in range(len(shown[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown]

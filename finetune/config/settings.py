@@ -13,6 +13,7 @@ from finetune.config.overrides import SHORT
 from finetune.config.schema import setting_of
 from finetune.errors import UserError, did_you_mean
 from finetune.foreign_words import FOREIGN, MISPLACED
+from finetune.wrapping import wrapped
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 _PRECISION = (
@@ -120,7 +121,7 @@ def about_choice(group: str, name: str, extra_dirs: Sequence[Path] = ()) -> str:
         if not line.startswith("#"):
             break
         comment.append(line.lstrip("# "))
-    text = " ".join(comment).removeprefix("Purpose:").strip()
+    text = " ".join(" ".join(comment).removeprefix("Purpose:").split())
     return re.split(r"(?<=\.)(?<!et al\.)\s| Command:", text)[0]
 
 
@@ -136,14 +137,9 @@ def explain(word: str | None, extra_dirs: Sequence[Path] = ()) -> list[str]:
     """
     texts, groups = setting_texts(), group_choices(extra_dirs)
     if word is None:
-        width = max(len(f"{text.key}={text.default}") for text in texts)
-        rows = [f"{f'{text.key}={text.default}':{min(width, 44)}}  {text.meaning}" for text in texts]
-        return [
-            *rows,
-            "",
-            f"groups: {', '.join(groups)}",
-            "finetune settings WORD says more about a key, a group or a word.",
-        ]
+        rows = [line for text in texts for line in (f"{text.key}={text.default}", f"    {text.meaning}")]
+        ending = "finetune settings WORD says more about a key, a group or a word."
+        return wrapped("\n".join([*rows, "", f"groups: {', '.join(groups)}", ending])).splitlines()
     name, _, choice = word.partition("=")
     name = SHORT.get(name.replace("-", "_"), name.replace("-", "_"))
     lines: list[str] = []
@@ -153,8 +149,8 @@ def explain(word: str | None, extra_dirs: Sequence[Path] = ()) -> list[str]:
         )
         return file.read_text(encoding="utf-8").rstrip().splitlines()
     if name in groups:
-        width = max(len(f"{name}={one}") for one in groups[name])
-        lines += [f"{f'{name}={one}':{width}}  {about_choice(name, one, extra_dirs)}" for one in groups[name]]
+        for one in groups[name]:
+            lines += [f"{name}={one}", f"    {about_choice(name, one, extra_dirs)}"]
     exact = [text for text in texts if text.key == name or text.key.rpartition(".")[2] == name]
     below = [text for text in texts if text.key.startswith(f"{name}.")]
     found = exact or below if name not in groups else [*exact, *below]
@@ -175,7 +171,7 @@ def explain(word: str | None, extra_dirs: Sequence[Path] = ()) -> list[str]:
             f"finetune settings {word}: no setting is about that.{did_you_mean(name, sorted(known))} "
             "finetune settings lists all."
         )
-    return lines
+    return wrapped("\n".join(lines)).splitlines()
 
 
 def _elsewhere(word: str, texts: Sequence[SettingText]) -> list[str]:

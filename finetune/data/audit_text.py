@@ -54,7 +54,8 @@ def short(audit: Audit) -> list[str]:
     splits = ", ".join(f"{split} {audit.split_images[split]:,}" for split in SPLITS)
     lines = [
         f"{audit.images:,} images in {len(audit.classes)} classes: {splits}. {_sizes(audit)}.",
-        f"classes: {shortened(audit.classes, _NAMED)}. {pixel_kinds(audit)}.",
+        f"classes: {shortened(audit.classes, _NAMED)}.",
+        f"{pixel_kinds(audit)}.",
     ]
     for finding in audit.findings:
         if finding.severity != "note":

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from finetune.ladder_result import LadderResult, Recommendation, RungResult
-from finetune.report.result_table import aligned
+from finetune.wrapping import aligned
 
 RULE = (
     "The cheapest trained strategy whose mean validation accuracy is within one standard error of the best one's (the "

@@ -22,7 +22,9 @@ def python_snippet(run: str, *, trust: bool = False, modules: str = "") -> str:
     return _PYTHON.format(bundle=f"{run}/model", trust=trusted)
 
 
-def commands(run: str, *, trust: bool = False, modules: str = "", python: bool = False) -> list[tuple[str, str]]:
+def commands(
+    run: str, *, trust: bool = False, modules: str = "", python: bool = False, reported: bool = True
+) -> list[tuple[str, str]]:
     """Return command lines, each with what it does; lines of Python for a model that no command can build.
 
     Args:
@@ -30,6 +32,7 @@ def commands(run: str, *, trust: bool = False, modules: str = "", python: bool =
         trust: Whether the model needs user-supplied classes.
         modules: Text of the modules that Python must be given, from :func:`finetune.models.user_modules.modules_text`.
         python: Whether to return lines of Python for every model.
+        reported: Whether the run has its report.
     """
     export = "export it for programs without PyTorch"
     if modules or python:
@@ -47,4 +50,5 @@ def commands(run: str, *, trust: bool = False, modules: str = "", python: bool =
         ("classify a folder of images", f"finetune predict {name} IMAGES --output predictions.csv{option}"),
         ("test it on other data", f"finetune evaluate {name} data=DIR{option}"),
         (export, f"finetune export {name} --format onnx{option}"),
+        *([] if reported else [("write its report", f"finetune report {name}{option}")]),
     ]

@@ -88,7 +88,7 @@ def execute(
     if is_rank_zero():
         if kept:
             _delete_spare_files(folder)
-        _show_next_commands(parts.classifier, run_dir)
+        _show_next_commands(parts.classifier, run_dir, reported=config.report)
     return result
 
 
@@ -269,8 +269,8 @@ def _say_kept(error: Exception) -> None:
     show(f"keep=results: checkpoints stay on the disk. {first_line(error)} The run itself is complete.")
 
 
-def _show_next_commands(classifier: "Classifier", run_dir: Path) -> None:
-    """Show what can be done with the trained model."""
+def _show_next_commands(classifier: "Classifier", run_dir: Path, *, reported: bool) -> None:
+    """Show what can be done with the trained model, and how to write the report where the run has none."""
     from finetune.models.user_modules import modules_text, user_classes
     from finetune.python_names import called_from_python
     from finetune.report.usage import commands
@@ -281,8 +281,9 @@ def _show_next_commands(classifier: "Classifier", run_dir: Path) -> None:
         trust=bool(user_classes(model)),
         modules=modules_text(model),
         python=called_from_python(),
+        reported=reported,
     )
-    show("\n".join(["next:", *(f"  {line}  # {what}" for what, line in lines)]))
+    show("\n".join(["next:", *(f"  {line}" for what, command in lines for line in (f"# {what}", command))]))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from finetune.training.forecast import Forecast
 from finetune.training.freezing import trainable_names
 from finetune.training.linear_probe import STRENGTHS
 from finetune.training.low_rank import low_rank
+from finetune.wrapping import wrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,14 +129,15 @@ def duration(seconds: float) -> str:
 
 
 def plan_table(plan: Sequence[PlannedPhase]) -> str:
-    """Return the plan as text: one block per phase, one line per stage."""
+    """Return the plan as text of 80 columns: one block per phase, one line per stage."""
     lines = []
     for number, phase in enumerate(plan):
         settings, cache = phase.settings, phase.cache
         tried = ", ".join(f"{rate:g}" for rate in settings.lr_trials)
         room = f" ({in_bytes(cache.bytes)})" if cache.cached_stage else ""
         lines += [
-            f"phase {number + 1} of {len(plan)}: {phase.name} (schedule.phases.{number})  {_training_in_words(phase)}",
+            f"phase {number + 1} of {len(plan)}: {phase.name} (schedule.phases.{number})",
+            *(f"  {line}" for line in _training_in_words(phase)),
             *([f"  heads side by side, at lr {tried}"] if tried else []),
             f"  trains {phase.trainable:,} of {phase.total:,} parameters ({phase.trainable / phase.total:.1%})",
             f"  cache: {'on' if cache.cached_stage else 'none'}, {cache.why}{room}",
@@ -151,7 +153,7 @@ def plan_table(plan: Sequence[PlannedPhase]) -> str:
             trainable = f"{stage.trainable:,}" if trains else "-"
             lines.append(f"  {name:12}  {stage.mode:6}  {rate:>9}  {decay:>7}  {norm:5}  {trainable:>11}")
         lines.append("")
-    return "\n".join(lines)
+    return wrapped("\n".join(lines))
 
 
 def repeated_heads(phases: Sequence[ResolvedPhase]) -> list[str]:
@@ -168,16 +170,17 @@ def repeated_heads(phases: Sequence[ResolvedPhase]) -> list[str]:
     ]
 
 
-def _training_in_words(phase: PlannedPhase) -> str:
+def _training_in_words(phase: PlannedPhase) -> tuple[str, str]:
     settings = phase.settings
     if settings.solves_head:
         return (
-            f"solves the head on all {phase.images} images at once; validation loss chooses among {len(STRENGTHS)} penalties "
-            f"from {STRENGTHS[0]:g} to {STRENGTHS[-1]:g}"
+            f"solves the head on all {phase.images:,} images at once",
+            f"validation loss chooses among {len(STRENGTHS)} penalties from {STRENGTHS[0]:g} to {STRENGTHS[-1]:g}",
         )
     return (
         f"{counted(phase.epochs, 'epoch')}, {counted(phase.steps, 'step')}, {counted(phase.images, 'image')}, "
-        f"batch {settings.batch_size}, {settings.lr_schedule}, augment {settings.augment}, restore {settings.restore}"
+        f"batch {settings.batch_size}",
+        f"{settings.lr_schedule}, augment {settings.augment}, restore {settings.restore}",
     )
 
 

@@ -1,6 +1,9 @@
 """What a finished run keeps on the disk is enough for everything after it, and runs are listed, compared and cleaned."""
 
+import contextlib
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from finetune.cli import main
 from finetune.commands.runs import RunSummary, comparison, curve, runs_below, summary_of
 from finetune.config import compose
 from finetune.errors import UserError
+from finetune.report.usage import commands
 from finetune.run_folder import RunFolder
 from finetune.wilson import wilson
 from tests.conftest import TINY_RESNET10T
@@ -23,7 +27,9 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, pets: Path) -> Path:
     """A finished run with the settings of a user, who does not say what to keep."""
     folder = tmp_path_factory.mktemp("runs") / "first"
     tiny = [word for word in TINY_RESNET10T if word not in ("keep=all", "report=false")]
-    assert main([str(pets), *tiny, *SHORT, f"run_dir={folder}"]) == 0
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main([str(pets), *tiny, *SHORT, f"run_dir={folder}"]) == 0
+    (folder.parent / "printed.txt").write_text(printed.getvalue())
     return folder
 
 
@@ -74,6 +80,32 @@ def test_the_end_of_a_run_names_what_comes_next(run_dir: Path, tmp_path: Path, c
     out = capsys.readouterr().out
     for command in ("predict", "evaluate", "export"):
         assert f"  finetune {command} {copy} " in out.split("next:")[1]
+
+
+def test_what_is_printed_fits_80_columns(run_dir: Path, pets: Path, tmp_path: Path, capsys: Captured) -> None:
+    long = Path(
+        shutil.copytree(run_dir, tmp_path / "2026-12-01_00-00-00-pets-with-a-long-name-tf_efficientnet_lite0-gradual")
+    )
+    config = (long / "config.yaml").read_text()
+    (long / "config.yaml").write_text(config.replace("resnet10t", "a_network_with_a_name_that_fills_the_table"))
+    assert main(["plan", str(pets), *TINY_RESNET10T, "data.augment=trivial_augment", "schedule.warmup_epochs=1"]) == 0
+    for words in (["evaluate", run_dir], ["runs", run_dir, long], ["runs", "compare", run_dir, long], ["settings"]):
+        assert main(list(map(str, words))) == 0
+    printed = (run_dir.parent / "printed.txt").read_text() + capsys.readouterr().out
+    one_thing = re.compile(r"\s*(?:[\w ]+: )?(?:finetune .*|\S+)")
+    wide = [line for line in printed.splitlines() if len(line) > 80 and not one_thing.fullmatch(line)]
+    assert wide == []
+    for line in ("phase 1 of 2: head", "next:", "test acc (95 %)", "calibration error: ", "seed=0", "best epoch"):
+        assert line in printed
+
+
+def test_a_run_without_a_report_names_the_line_that_writes_it(run_dir: Path, tmp_path: Path, capsys: Captured) -> None:
+    copy = Path(shutil.copytree(run_dir, tmp_path / "a copy"))
+    (copy / "results.json").unlink()
+    capsys.readouterr()
+    assert main(["resume", str(copy)]) == 0
+    assert "finetune report" not in capsys.readouterr().out
+    assert ("write its report", "finetune report 'a run'") in commands("a run", reported=False)
 
 
 def test_runs_are_listed_with_state_accuracy_and_size(run_dir: Path, tmp_path: Path, capsys: Captured) -> None:

@@ -142,7 +142,7 @@ def test_a_plan_shows_no_rate_or_epochs_for_a_head_that_is_solved(
 ) -> None:
     assert main(["plan", *words("schedule=probe")]) == 0
     out = capsys.readouterr().out
-    assert "phase 1 of 1: probe (schedule.phases.0)  solves the head on all 36 images at once; validation loss" in out
+    assert "phase 1 of 1: probe (schedule.phases.0)\n  solves the head on all 36 images at once\n  validation loss" in out
     assert "epochs" not in out
     assert "cosine" not in out
     (head,) = (line.split() for line in out.splitlines() if line.strip().startswith("head "))
@@ -163,4 +163,4 @@ def test_a_plan_tells_the_time_of_each_phase(words: Words, capsys: pytest.Captur
     out: Any = capsys.readouterr().out
     assert out.count("  time: about ") == 3
     assert out.count("fill the cache") == 2
-    assert "for all phases, from an empty cache" in out
+    assert "in all, from an empty cache" in out
