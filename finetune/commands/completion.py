@@ -24,7 +24,8 @@ def run(argv: Sequence[str], commands: Mapping[str, bool], run_command: Callable
     if "query" in "".join(argv):
         answers = _answers(words, open_word, commands, run_command)
         if answers:
-            print("\n".join(answers))
+            meanings = _meanings(answers) if "query=fish" in argv else {}
+            print("\n".join(f"{one}\t{meanings[one]}" if one in meanings else one for one in answers))
             return 0
     if len(words) > 1 and words[1] in commands:
         # Hydra knows the overrides, but not the command word before them
@@ -61,8 +62,19 @@ def _answers(
     key, joined, value = open_word.partition("=")
     if joined:
         return [f"{key}={one}" for one in values_allowed(SHORT.get(key, key)) if one.startswith(value)]
-    keys = [text.short or text.key for text in setting_texts() if ".N." not in text.key]
-    return [f"{one}=" for one in keys if one.startswith(open_word)]
+    from finetune.config.groups import group_choices
+
+    texts = [text for text in setting_texts() if ".N." not in text.key]
+    keys = [*group_choices(), *(text.short for text in texts if text.short), *(text.key for text in texts)]
+    return [f"{one}=" for one in dict.fromkeys(keys) if one.startswith(open_word)]
+
+
+def _meanings(answers: Sequence[str]) -> dict[str, str]:
+    """Return what the keys among the answers mean; fish shows it beside each."""
+    from finetune.config.settings import setting_texts
+
+    meant = {f"{name}=": text.meaning for text in setting_texts() for name in (text.key, text.short) if name}
+    return {one: meant[one] for one in answers if one in meant}
 
 
 def _flags(command: str, run_command: Callable[[str, list[str]], int]) -> list[str]:

@@ -29,7 +29,7 @@ compare RUN RUN...  side by side: settings that differ, curves of validation, me
 clean [DIR...]      delete checkpoints and weights inside finished runs that nothing reads any more; without --yes they are only
                     counted. Models, reports and results stay, and unfinished runs are not touched
 
-Intervals are 95 % Wilson intervals of the accuracy, from the number of test images."""
+Intervals hold 95 %: Wilson's of the accuracy, from the number of test images, and bootstrap intervals of the other metrics."""
 
 _EMPTY: Mapping[str | None, None] = dict.fromkeys(("null", "[]", "{}"))
 _ACTIONS = ("list", "compare", "clean")
@@ -85,6 +85,20 @@ class RunSummary:
             return "-"
         low, high = wilson(share, images)
         return f"{share:.4f} ({low:.3f}-{high:.3f})"
+
+    def intervals(self) -> Mapping[str, tuple[float, float]]:
+        """Return the intervals of the other test metrics; none of a run that has not finished."""
+        if self.results is None:
+            return {}
+        from finetune.report.metric_intervals import metric_intervals
+
+        return metric_intervals(self.path, self.results)
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if interval is None else f"{value:.4f} ({interval[0]:.3f}-{interval[1]:.3f})"
 
 
 def curve(values: Sequence[float]) -> str:
@@ -259,12 +273,15 @@ def comparison(runs: Sequence[RunSummary]) -> list[str]:
     rows += [[key, *(one.settings.get(key, "-") for one in runs)] for key in keys]
     left = len(names) + 1
     lines = [*legend, *(aligned(rows, left=left) if keys else ["the settings are the same"])]
-    metrics = [["metrics", *names], ["test acc (95 %)", *(one.accuracy() for one in runs)]]
+    metrics = [["metrics (95 %)", *names], ["test acc", *(one.accuracy() for one in runs)]]
+    intervals = [one.intervals() for one in runs]
     for split in ("test", "val"):
         for name in ("acc", "f1_macro", "map", "loss", "ece"):
             values = [one.metric(split, name) for one in runs]
             if any(value is not None for value in values) and (split, name) != ("test", "acc"):
-                metrics.append([f"{split} {name}", *("-" if value is None else f"{value:.4f}" for value in values)])
+                known = intervals if split == "test" else [{}] * len(runs)
+                cells = [_with_interval(value, found.get(name)) for value, found in zip(values, known, strict=True)]
+                metrics.append([f"{split} {name}", *cells])
     metrics.append(["test images", *(str(one.test_images) if one.results else one.state for one in runs)])
     lines += ["", *aligned(metrics, left=left)]
     curves = [["curves", *names]]

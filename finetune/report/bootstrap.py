@@ -36,7 +36,7 @@ def intervals(confusion_KK: csr_array, *, seed: int = 0) -> dict[str, Interval]:
         correct_RK = _sum_by(draws_RC[:, hit], true[hit], classes)
         support_RK = _sum_by(draws_RC, true, classes) + _sum_by(draws_RC, predicted, classes)
         accuracies.append(draws_RC[:, hit].sum(axis=1) / images)
-        scores.append(_macro_f1(correct_RK, support_RK, absent_counts=False))
+        scores.append(_macro_f1(correct_RK, support_RK))
     return {"acc": _percentiles(np.concatenate(accuracies)), "f1_macro": _percentiles(np.concatenate(scores))}
 
 
@@ -53,7 +53,7 @@ def multi_label_intervals(
     for _ in range(RESAMPLES):
         times_N = np.bincount(random.integers(0, images, images), minlength=images).astype(np.float32)
         accuracies.append(times_N @ right_N / images)
-        scores.append(_macro_f1(times_N[None] @ both_NK, times_N[None] @ support_NK, absent_counts=True)[0])
+        scores.append(_macro_f1(times_N[None] @ both_NK, times_N[None] @ support_NK)[0])
     return {"acc": _percentiles(np.array(accuracies)), "f1_macro": _percentiles(np.array(scores))}
 
 
@@ -67,12 +67,51 @@ def _sum_by(draws_RC: npt.NDArray[np.int64], class_of_C: npt.NDArray[np.int64], 
     return sums_RK
 
 
-def _macro_f1(
-    correct_RK: npt.NDArray[Any], support_RK: npt.NDArray[Any], *, absent_counts: bool
-) -> npt.NDArray[np.float64]:
-    """Compute the mean of ``2 tp / (2 tp + fp + fn)`` over the classes; multi-label counts absent ones as 0 (torchmetrics)."""
+def mean_interval(values_N: npt.NDArray[np.floating[Any]], *, seed: int = 0) -> Interval:
+    """Compute the percentile interval of a mean over images, such as a loss."""
+    random, images = np.random.default_rng(seed), len(values_N)
+    means = [values_N[random.integers(0, images, images)].mean() for _ in range(RESAMPLES)]
+    return _percentiles(np.array(means))
+
+
+def average_precision_interval(
+    targets_NK: npt.NDArray[np.bool_], scores_NK: npt.NDArray[np.floating[Any]], *, seed: int = 0
+) -> Interval:
+    """Compute the percentile interval of the mean average precision over the classes that any image of a resample shows.
+
+    A resample only says how often each image counts, so every class is sorted once.
+
+    Args:
+        targets_NK: Whether an image shows a class.
+        scores_NK: Probability of each class.
+        seed: Seed of the resampling.
+    """
+    random, images = np.random.default_rng(seed), len(targets_NK)
+    order_NK = np.argsort(-scores_NK, axis=0, kind="stable")
+    hit_NK = np.take_along_axis(targets_NK, order_NK, axis=0)
+    sorted_NK = np.take_along_axis(scores_NK, order_NK, axis=0)
+    # images of equal probability are one threshold, which the last of them stands for
+    ends_NK = np.vstack([np.diff(sorted_NK, axis=0) != 0, np.ones((1, sorted_NK.shape[1]), np.bool_)])
+    values = []
+    for _ in range(RESAMPLES):
+        times_NK = np.bincount(random.integers(0, images, images), minlength=images)[order_NK]
+        found_NK = np.cumsum(times_NK * hit_NK, axis=0)
+        precision_NK = found_NK / np.maximum(np.cumsum(times_NK, axis=0), 1)
+        total_K = found_NK[-1]
+        shown_K = total_K > 0
+        scores_K = np.zeros(len(total_K))
+        for k in np.flatnonzero(shown_K):
+            ends_N = ends_NK[:, k]
+            gained = np.diff(found_NK[ends_N, k], prepend=0)
+            scores_K[k] = (gained * precision_NK[ends_N, k]).sum() / total_K[k]
+        values.append(scores_K[shown_K].mean() if shown_K.any() else 0.0)
+    return _percentiles(np.array(values))
+
+
+def _macro_f1(correct_RK: npt.NDArray[Any], support_RK: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Compute the mean of ``2 tp / (2 tp + fp + fn)`` over the classes with a target or a prediction, as the metrics do."""
     scores_RK = 2 * correct_RK / np.maximum(support_RK, 1)
-    shown_R = np.full(len(scores_RK), scores_RK.shape[1]) if absent_counts else (support_RK > 0).sum(axis=1)
+    shown_R = np.maximum((support_RK > 0).sum(axis=1), 1)
     return np.asarray(scores_RK.sum(axis=1) / shown_R, dtype=np.float64)
 
 

@@ -134,8 +134,8 @@ def read_run(run: str | Path) -> RunFiles:
     """
     folder = RunFolder(check_run(run))
     results = read_results(folder.results)
-    predictions = _table(folder.predictions, ("path",))
-    evaluation = _evaluation(folder.evaluation)
+    predictions = read_table(folder.predictions, ("path",))
+    evaluation = read_evaluation(folder.evaluation)
     if evaluation and len(evaluation["test"]["rows"]) != len(predictions):
         raise UserError(f"{folder.evaluation}: holds other test images than predictions.csv. {_REMEDY}")
     return RunFiles(
@@ -144,7 +144,7 @@ def read_run(run: str | Path) -> RunFiles:
         plan=_plan(folder.plan),
         epochs=[
             {name: _number(cell) for name, cell in row.items()}
-            for row in _table(folder.metrics, ("phase", "epoch", "step"))
+            for row in read_table(folder.metrics, ("phase", "epoch", "step"))
         ],
         paths=[row["path"] for row in predictions],
         config=_text(folder.config),
@@ -193,7 +193,12 @@ def read_results(path: Path) -> Results:
     return results
 
 
-def _table(path: Path, columns: Sequence[str]) -> Sequence[dict[str, str]]:
+def read_table(path: Path, columns: Sequence[str]) -> Sequence[dict[str, str]]:
+    """Read a CSV file of a run.
+
+    Raises:
+        UserError: It cannot be read, is damaged, or lacks a column.
+    """
     # a file name may hold a line break
     reader = csv.DictReader(io.StringIO(_text(path), newline=""))
     try:
@@ -221,7 +226,12 @@ def _number(cell: str) -> Cell:
         return cell
 
 
-def _evaluation(path: Path) -> dict[str, dict[str, npt.NDArray[Any]]]:
+def read_evaluation(path: Path) -> dict[str, dict[str, npt.NDArray[Any]]]:
+    """Read ``evaluation.safetensors`` as arrays by split and name; empty if a run has no such file.
+
+    Raises:
+        UserError: It is damaged.
+    """
     if not os.path.lexists(path):
         return {}
     verify(path)

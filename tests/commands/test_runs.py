@@ -134,6 +134,10 @@ def test_runs_are_compared_side_by_side(run_dir: Path, tmp_path: Path, capsys: C
     assert ["schedule.label_smoothing", "0.0", "0.3"] in lines
     assert [line for line in lines if line[:1] == ["val/loss"] and len(line) == 3]
     assert [line for line in lines if line[:2] == ["test", "acc"]]
+    # a loss within its interval, which is that of the images that the run has written
+    (loss,) = (line for line in lines if line[:2] == ["test", "loss"])
+    low, high = map(float, loss[3].strip("()").split("-"))
+    assert low < float(loss[2]) < high
     assert not [line for line in lines if line[:1] == ["run_dir"]]
 
 

@@ -109,6 +109,10 @@ def test_what_differs_from_the_defaults_is_printed_first(tmp_path: Path, capsys:
         ("finetune plan schedule.phases.1.solver=l", ["schedule.phases.1.solver=lbfgs"]),
         ("finetune report=", ["report=true", "report=false"]),
         ("finetune epo", ["epochs="]),
+        ("finetune backbone.w", ["backbone.weights="]),
+        ("finetune data.bat", ["data.batch_size="]),
+        ("finetune bat", ["batch_size="]),
+        ("finetune optimiz", ["optimizer="]),
         ("finetune predict run --top", ["--top-k"]),
     ],
 )
@@ -120,3 +124,9 @@ def test_completion_knows_settings_and_their_values(
     assert main(["-sc", "query=bash"]) == 0
     assert capsys.readouterr().out.split() == expected
     assert os.environ["COMP_LINE"] == line
+
+
+def test_completion_shows_meanings_in_fish(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setenv("COMP_LINE", "finetune plan head.dr")
+    assert main(["-sc", "query=fish"]) == 0
+    assert capsys.readouterr().out == "head.drop_rate=\tprobability of dropping a feature in training\n"

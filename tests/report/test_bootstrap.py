@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
-from sklearn.metrics import f1_score
+from sklearn.metrics import average_precision_score, f1_score
 
-from finetune.report.bootstrap import intervals, multi_label_intervals
+from finetune.report.bootstrap import average_precision_interval, intervals, mean_interval, multi_label_intervals
 
 
 def resampled(targets: np.ndarray, found: np.ndarray, score: object, times: int = 400) -> tuple[float, float]:
@@ -43,3 +43,24 @@ def test_several_labels() -> None:
     assert given["acc"] == pytest.approx(expected, abs=0.015)
     expected = resampled(targets, found, lambda t, p: f1_score(t, p, average="macro"))
     assert given["f1_macro"] == pytest.approx(expected, abs=0.015)
+
+
+def test_a_class_that_no_image_shows_does_not_count_as_0() -> None:
+    random = np.random.default_rng(0)
+    targets = np.column_stack([random.random((200, 3)) < 0.4, np.zeros(200, np.bool_)])
+    found = targets ^ np.column_stack([random.random((200, 3)) < 0.15, np.zeros(200, np.bool_)])
+    three = multi_label_intervals(targets[:, :3], found[:, :3])["f1_macro"]
+    assert multi_label_intervals(targets, found)["f1_macro"] == three
+
+
+def test_average_precision_and_a_mean_of_losses() -> None:
+    random = np.random.default_rng(0)
+    targets = random.random((150, 3)) < 0.3
+    # rounded, so that images share a probability
+    scores = np.round(np.clip(0.4 * targets + 0.7 * random.random((150, 3)), 0, 1), 1)
+    expected = resampled(targets, scores, lambda t, p: average_precision_score(t, p, average="macro"), times=400)
+    assert average_precision_interval(targets, scores) == pytest.approx(expected, abs=0.015)
+    losses = random.exponential(size=150)
+    error = losses.std() / np.sqrt(150)
+    expected = losses.mean() - 1.96 * error, losses.mean() + 1.96 * error
+    assert mean_interval(losses) == pytest.approx(expected, abs=0.03)

@@ -142,7 +142,9 @@ def test_a_plan_shows_no_rate_or_epochs_for_a_head_that_is_solved(
 ) -> None:
     assert main(["plan", *words("schedule=probe")]) == 0
     out = capsys.readouterr().out
-    assert "phase 1 of 1: probe (schedule.phases.0)\n  solves the head on all 36 images at once\n  validation loss" in out
+    assert (
+        "phase 1 of 1: probe (schedule.phases.0)\n  solves the head on all 36 images at once\n  validation loss" in out
+    )
     assert "epochs" not in out
     assert "cosine" not in out
     (head,) = (line.split() for line in out.splitlines() if line.strip().startswith("head "))
