@@ -296,7 +296,7 @@ def test_a_run_names_its_data_as_it_was_typed(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["schedule.epochs=2"], "schedule.epochs=2: reaches only all. head (epochs=3), top (epochs=3) set its own."),
+        (["schedule.epochs=2"], "schedule.epochs=2: reaches only all. head (epochs=3), top (epochs=3) set their own."),
         (["schedule=full", "schedule.lr=0.1"], "schedule.lr=0.1: has no effect. all (lr=0.0003) sets its own."),
         *(
             (["schedule=probe", f"{key}={value}"], f"{key}={value}: has no effect. probe solves its head without it.")
@@ -392,7 +392,7 @@ def test_what_a_setting_of_the_whole_schedule_comes_to_is_said(words: list[str],
     assert [one for one in found if one.startswith(line)], found
 
 
-EPOCHS = "schedule.epochs=2: reaches only all. head (epochs=3), top (epochs=3) set its own."
+EPOCHS = "schedule.epochs=2: reaches only all. head (epochs=3), top (epochs=3) set their own."
 
 
 def test_a_setting_that_reaches_less_is_a_warning_on_standard_error(composed: list[Config], capsys: Captured) -> None:

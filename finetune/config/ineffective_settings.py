@@ -183,7 +183,7 @@ def _shared(config: Config, key: str, value: Any, setting: str, given: Mapping[s
         remedy = f" {setting}={value} sets the whole schedule."
     elif other:
         remedy = f" schedule.phases.N.{setting} sets one of them."
-    why_not = [f"{', '.join(other)} set{'s' * (len(other) == 1)} its own"] if other else []
+    why_not = [f"{', '.join(other)} {'sets its' if len(other) == 1 else 'set their'} own"] if other else []
     why_not += [f"{', '.join(names)} {why[len(names) > 1]}" for why, names in unread.items()]
     reach = f"reaches only {', '.join(reached)}" if reached else "has no effect"
     return f"{key}={_as_typed(value)}: {reach}. {' and '.join(why_not)}.{remedy}"
