@@ -213,8 +213,11 @@ def as_shown(output: str) -> str:
         re.sub(r"\x1b\[[0-9;]*m", "", output).replace(f"{os.getcwd()}/", "").replace(os.getcwd(), "/home/you").rstrip()
     )
     shown: list[str] = []
+    elided = False
     for line in text.splitlines():
-        line = "..." if _ELIDED.match(line) else line.rstrip()
+        # with the lines into which it is wrapped
+        elided = _ELIDED.match(line) is not None or (elided and line.startswith("    "))
+        line = "..." if elided else line.rstrip()
         if line != "..." or shown[-1:] != ["..."]:
             shown.append(line)
     return "\n".join(shown).strip("\n")
