@@ -321,7 +321,7 @@ class PhaseSettings:
     )
     parameters: Optional[str] = setting(
         None,
-        "which parameters of a trainable backbone stage train; lora: low-rank adapters on its linear layers",
+        "which parameters of a trainable backbone stage train; lora: low-rank adapters on linear layers and 1 x 1 convolutions",
         choices=("all", "norms", "bias", "gates", "lora"),
     )
     lora_rank: Optional[int] = setting(None, "rank of the adapters (parameters=lora)", above=0)

@@ -19,6 +19,7 @@ from finetune.phases import ResolvedPhase, expand_stages
 from finetune.training.callbacks.guards import Guards
 from finetune.training.freezing import apply_phase, trainable_names
 from finetune.training.losses import MultiLabelLoss, TrainingLoss
+from finetune.training.low_rank import LORA
 from finetune.training.lr_schedules import LR_SCHEDULES
 from finetune.training.param_groups import OptimizerFactory
 from finetune.training.staged_module import StagedModule
@@ -59,7 +60,7 @@ class FineTuner(StagedModule):
         warmup_epochs: Epochs of linear warmup at the start.
         batch_norm: ``eval`` keeps the BatchNorm statistics of trainable stages, ``train`` lets them move.
         parameters: Train ``all`` parameters of the trainable stages, or only their ``norms``, ``bias`` or ``gates``; the
-            head always trains whole.
+            head always trains whole. ``lora`` is for :func:`finetune.fit`, which merges it when a phase ends.
 
     Raises:
         ConfigError: A stage is unknown, or a setting is out of range; all such problems together.
@@ -94,7 +95,14 @@ class FineTuner(StagedModule):
         ]
         problems += _not_one_of("lr_schedule", lr_schedule, SCHEDULES)
         problems += _not_one_of("batch_norm", batch_norm, ("eval", "train"))
-        problems += _not_one_of("parameters", parameters, ("all", "norms", "bias", "gates"))
+        if parameters == LORA:
+            problems.append(
+                f"parameters='{LORA}': finetune.fit and finetune train have it. They add the products when a phase begins and "
+                "merge them into the weights when it ends, which a fit by a Trainer of your own does not. Use "
+                'finetune.fit(schedule=[finetune.Phase(train=["all"], parameters="lora")]), or set norms, bias or gates here.'
+            )
+        else:
+            problems += _not_one_of("parameters", parameters, ("all", "norms", "bias", "gates"))
         settings = {"lr": lr, "layer_decay": layer_decay, "weight_decay": weight_decay, "warmup_epochs": warmup_epochs}
         settings |= {f"stage_lr[{stage!r}]": rate for stage, rate in (stage_lr or {}).items() if stage in stages}
         problems += [

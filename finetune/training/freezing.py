@@ -31,6 +31,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from finetune.errors import UserError
 from finetune.models.classifier import Classifier
 from finetune.phases import HEAD, ResolvedPhase
 from finetune.training.low_rank import LORA, adapted_layers, adapter_names
@@ -64,12 +65,18 @@ def without_empty_stages(classifier: Classifier, phase: ResolvedPhase) -> Resolv
     """Return the phase without the backbone stages that have no parameters of its kind, such as a stem without norms.
 
     Raises:
-        UserError: The network has no parameters of that kind.
+        UserError: The network has no parameters of that kind; for ``lora``, none in the stages of the phase.
     """
-    if phase.parameters == "all":
+    if phase.parameters == "all" or phase.train == (HEAD,):
         return phase
     if phase.parameters == LORA:
         names = {f"{name}.weight" for name in adapted_layers(classifier, train=phase.train, rank=phase.lora_rank)}
+        if not names:
+            raise UserError(
+                f"schedule.phases.parameters='{LORA}': {classifier.backbone.name!r} has no linear layers of more than "
+                f"lora_rank={phase.lora_rank} rows and columns, nor such 1 x 1 convolutions, in {', '.join(phase.train)}. "
+                f"Transformers and ConvNeXt have them. Set parameters=norms in phase {phase.name}, or train other stages."
+            )
     else:
         names = trainable_names(classifier, train=phase.train, parameters=phase.parameters)
     filled = {HEAD, *map(classifier.stage_of, names)}

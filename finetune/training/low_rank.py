@@ -1,5 +1,8 @@
 """Low-rank adaptation of linear layers (LoRA, Hu et al. 2021, arXiv 2106.09685), merged into their weights when a phase ends.
 
+A convolution of one pixel, without groups, is a linear layer too: the same product at every place. ConvNeXt has its MLPs in
+either form (timm's ``conv_mlp``), and a ResNet has them in its bottlenecks and shortcuts. Its weight is (O, I, 1, 1).
+
 While a phase with ``parameters: lora`` trains, the weight of each linear layer of its backbone stages is ``W + up @ down``: ``W``
 is frozen, ``up`` starts at zero and ``down`` at random, as in the paper and in PEFT (with ``lora_alpha`` equal to the rank).
 Afterwards the sum takes the place of ``W``. So between phases, in bundles and in exports the network is the plain one.
@@ -17,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from finetune.data.sampling import key
-from finetune.errors import UserError
 from finetune.models.classifier import Classifier
 from finetune.phases import HEAD, ResolvedPhase
 
@@ -27,7 +29,7 @@ _INSIDE = ".parametrizations.weight.0."
 
 
 class LowRank(nn.Module):
-    """A weight (O, I) with a product of low rank added to it.
+    """A weight (O, I), or (O, I, 1, 1), with a product of low rank added to it.
 
     Args:
         weight: Weight of the layer, for shape, type and device.
@@ -37,18 +39,25 @@ class LowRank(nn.Module):
 
     def __init__(self, weight: Tensor, *, rank: int, seed: int) -> None:
         super().__init__()
-        outputs, inputs = weight.shape
+        outputs, inputs = weight.shape[:2]
         bound = 1 / math.sqrt(inputs)
         down_RI = torch.empty(rank, inputs).uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
         self.down = nn.Parameter(down_RI.to(weight))
         self.up = nn.Parameter(weight.new_zeros(outputs, rank))
 
-    def forward(self, weight_OI: Tensor) -> Tensor:
+    def forward(self, weight: Tensor) -> Tensor:
         """Return the weight that the layer uses."""
-        return weight_OI + self.up @ self.down
+        return weight + (self.up @ self.down).reshape(weight.shape)
 
 
-def adapted_layers(classifier: Classifier, *, train: Collection[str], rank: int) -> dict[str, nn.Linear]:
+def _is_linear(module: nn.Module) -> bool:
+    """Return whether a module multiplies by its weight and does nothing else with it; a subclass may read it in other ways."""
+    if type(module) is nn.Conv2d:
+        return module.kernel_size == (1, 1) and module.groups == 1
+    return type(module) is nn.Linear
+
+
+def adapted_layers(classifier: Classifier, *, train: Collection[str], rank: int) -> dict[str, nn.Module]:
     """Return the linear layers of some backbone stages by name: those whose weight has more than ``rank`` rows and columns.
 
     Args:
@@ -59,9 +68,8 @@ def adapted_layers(classifier: Classifier, *, train: Collection[str], rank: int)
     return {
         name: module
         for name, module in classifier.named_modules()
-        # a subclass may read its weight in ways of its own
-        if type(module) is nn.Linear
-        and min(module.weight.shape) > rank
+        if _is_linear(module)
+        and min(classifier.get_parameter(f"{name}.weight").shape[:2]) > rank
         and (stage := classifier.stage_of(f"{name}.weight")) != HEAD
         and stage in train
     }
@@ -69,7 +77,9 @@ def adapted_layers(classifier: Classifier, *, train: Collection[str], rank: int)
 
 @contextmanager
 def low_rank(classifier: Classifier, phase: ResolvedPhase, *, seed: int, merge: bool) -> Iterator[None]:
-    """Adapt the linear layers of a phase with ``parameters: lora`` inside the block; of any other phase, do nothing.
+    """Adapt the linear layers of a phase with ``parameters: lora`` inside the block.
+
+    Of any other phase, and of one that trains the head alone, nothing is adapted.
 
     Args:
         classifier: The network.
@@ -77,22 +87,14 @@ def low_rank(classifier: Classifier, phase: ResolvedPhase, *, seed: int, merge: 
         seed: Seed of the run; the start of a layer depends on it, on the phase and on the layer's name alone.
         merge: Whether a block that ends without an error leaves the adapted weights behind; if not, the weights are those
             of before, to the bit.
-
-    Raises:
-        UserError: The phase trains no linear layer.
     """
     if phase.parameters != LORA:
         yield
         return
     layers = adapted_layers(classifier, train=phase.train, rank=phase.lora_rank)
-    if not layers:
-        raise UserError(
-            f"schedule.phases.parameters='{LORA}': {classifier.backbone.name!r} has no linear layers of more than "
-            f"lora_rank={phase.lora_rank} rows and columns in {', '.join(phase.train)}. Transformers and ConvNeXt have "
-            "them. Set parameters=norms, or train other stages."
-        )
     for name, layer in layers.items():
-        adapter = LowRank(layer.weight, rank=phase.lora_rank, seed=key(seed, LORA, phase.name, name))
+        weight = classifier.get_parameter(f"{name}.weight")
+        adapter = LowRank(weight, rank=phase.lora_rank, seed=key(seed, LORA, phase.name, name))
         parametrize.register_parametrization(layer, "weight", adapter)
     finished = False
     try:

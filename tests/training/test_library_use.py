@@ -287,6 +287,8 @@ def test_mistyped_settings_are_named_together_with_the_nearest_valid_ones() -> N
         ConfigError, match=r"train=\['stem'\]: nothing to train. In vit_tiny_patch16_224 they have no norms"
     ):
         finetune.FineTuner(vit, train=["stem"], parameters="norms")
+    with pytest.raises(ConfigError, match=r"parameters='lora': finetune\.fit and finetune train have it"):
+        finetune.FineTuner(vit, train=["all"], parameters="lora")
     with pytest.raises(ConfigError, match=r"train=\[\]: nothing to train. Name at least one of stem, layer1"):
         finetune.FineTuner(tiny_classifier(), train=[])
 

@@ -27,10 +27,24 @@ VIT = (
     "backbone.weights=none",
     *(f"+backbone.kwargs.{key}={value}" for key, value in SMALL.items()),
 )
+# its MLPs are convolutions of one pixel, as those of timm's small ConvNeXts are
+CONVNEXT = (
+    "backbone=timm",
+    "backbone.name=convnext_atto",
+    "backbone.weights=none",
+    "+backbone.kwargs.depths=[1,1,1,1]",
+    "+backbone.kwargs.dims=[4,8,12,16]",
+)
 
 
 def vit() -> Classifier:
     backbone = finetune.build_backbone("vit_tiny_patch16_224", weights="none", **SMALL)
+    return finetune.build_classifier(backbone, classes=["a", "b"], size=(32, 32))
+
+
+def convolutional(name: str) -> Classifier:
+    small = {"depths": (1, 1, 1, 1), "dims": (4, 8, 12, 16)} if name == "convnext_atto" else {}
+    backbone = finetune.build_backbone(name, weights="none", **small)
     return finetune.build_classifier(backbone, classes=["a", "b"], size=(32, 32))
 
 
@@ -94,6 +108,45 @@ def test_the_products_are_merged_or_leave_no_bit_behind(merge: bool) -> None:
         assert torch.equal(classifier.state_dict()[name], weights[name] + added)
 
 
+@pytest.mark.parametrize("name", ["convnext_atto", "test_resnet"])
+def test_convolutions_of_one_pixel_take_a_product_which_is_merged_exactly(name: str) -> None:
+    classifier = convolutional(name)
+    before = {k: v.clone() for k, v in classifier.state_dict().items()}
+    phase = without_empty_stages(classifier, lora_phase(classifier, batch_norm="train"))
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    with low_rank(classifier, phase, seed=0, merge=True):
+        apply_phase(classifier, phase)
+        adapted = {n.partition(".parametrizations")[0] for n in adapter_names(classifier)}
+        for key in adapter_names(classifier):
+            classifier.get_parameter(key).data.normal_()
+        classifier(images)
+        with torch.inference_mode():
+            adapted_logits = classifier.eval()(images)
+    convolutions = {n: m for n, m in classifier.named_modules() if isinstance(m, torch.nn.Conv2d)}
+    assert adapted & set(convolutions)
+    assert {convolutions[n].kernel_size for n in adapted & set(convolutions)} == {(1, 1)}
+    after = classifier.state_dict()
+    moved = {k for k in after if not torch.equal(after[k], before[k])}
+    statistics = {k for k in moved if "running_" in k or k.endswith("num_batches_tracked")}
+    assert moved - statistics == {f"{n}.weight" for n in adapted}
+    # BatchNorm of the stages that train counts on, as in any phase with batch_norm=train
+    counted = set(phase.train) - {"head"} if name == "test_resnet" else set()
+    assert {classifier.stage_of(k) for k in statistics} == counted
+    with torch.inference_mode():
+        assert torch.equal(classifier(images), adapted_logits)
+
+
+def test_the_phases_that_train_the_head_alone_ignore_it(words: Words, tmp_path: Path) -> None:
+    asked = [word for word in words() if not word.startswith(("backbone", "+backbone"))]
+    for schedule in ("gradual", "lp_ft"):
+        run = tmp_path / schedule
+        more = [f"schedule={schedule}", "schedule.parameters=lora", "schedule.lora_rank=2", "epochs=1"]
+        train_tiny([*asked, *VIT, *more], run)
+        head, end = load_file(next(run.glob("phases/1-*/start.safetensors"))), load_file(run / "final.safetensors")
+        moved = {name for name in end if not torch.equal(head[name], end[name])}
+        assert {name.split(".")[2] for name in moved if not name.startswith("head.")} == {"blocks"}
+
+
 def test_an_error_inside_leaves_the_weights_as_they_were() -> None:
     classifier = vit()
     before = bits(classifier)
@@ -110,10 +163,24 @@ def test_an_error_inside_leaves_the_weights_as_they_were() -> None:
 
 def test_a_network_without_linear_layers_is_refused_before_a_run_begins(words: Words, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"parameters='lora': 'test_resnet' has no linear layers of more than lora_rank=8"
+        UserError, match=r"parameters='lora': 'test_resnet' has no linear layers of more than lora_rank=999"
     ):
-        train_tiny(words("schedule=full", "schedule.parameters=lora"), tmp_path / "run")
+        train_tiny(words("schedule.parameters=lora", "schedule.lora_rank=999"), tmp_path / "run")
     assert not (tmp_path / "run/results.json").exists()
+
+
+def test_a_convnext_that_is_killed_ends_at_the_bits_of_one_that_is_not(words: Words, tmp_path: Path) -> None:
+    asked = [word for word in words() if not word.startswith(("backbone", "+backbone"))]
+    asked += [*CONVNEXT, "schedule=full", "schedule.parameters=lora", "schedule.lora_rank=2", "epochs=2"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train_tiny([*asked, "checkpoint.every_n_steps=2"], whole)
+    strikes = [Strike(30, signal.SIGKILL)]
+    assert run_killed([*asked, "checkpoint.every_n_steps=2"], killed, kills=strikes, resume_with=resume) == 1
+    assert outcome(killed) == outcome(whole)
+    start, end = load_file(whole / "phases/0-all/start.safetensors"), load_file(whole / "final.safetensors")
+    moved = {name for name in start if not torch.equal(start[name], end[name]) and not name.startswith("head.")}
+    assert moved
+    assert {start[name].shape[2:] for name in moved} == {(1, 1)}
 
 
 def test_a_run_that_is_killed_ends_at_the_bits_of_one_that_is_not(words: Words, tmp_path: Path) -> None:
