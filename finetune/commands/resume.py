@@ -7,6 +7,7 @@ from pathlib import Path
 from finetune.commands.options import Arguments
 from finetune.config.overrides import moved_data
 from finetune.runners.resume import resume
+from finetune.training.interruption import Interruption
 
 ABOUT = """\
 Continue a stopped run. Weights, metrics and predictions are those of the uninterrupted run.
@@ -38,15 +39,16 @@ def run(argv: Sequence[str]) -> int:
     overrides = list(map(moved_data, given.words[1:]))
     if not given.words:
         raise parser.wrong("needs one RUN. Given: nothing")
-    resume(
-        Path(given.words[0]).expanduser(),
-        anyway=given.anyway,
-        trust=given.trust,
-        overrides=overrides,
-        tune_process=True,
-    )
-    if "finetune.training.rank_monitor" in sys.modules:
-        from finetune.training.rank_monitor import end_other_ranks
+    with Interruption("the same command goes on", where="outside training"):
+        resume(
+            Path(given.words[0]).expanduser(),
+            anyway=given.anyway,
+            trust=given.trust,
+            overrides=overrides,
+            tune_process=True,
+        )
+        if "finetune.training.rank_monitor" in sys.modules:
+            from finetune.training.rank_monitor import end_other_ranks
 
-        end_other_ranks()
+            end_other_ranks()
     return 0

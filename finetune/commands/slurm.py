@@ -19,16 +19,25 @@ _ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAI
 _GONE = "GONE"
 
 
-def requeue_this_job(stopped: Interrupted) -> None:
+def requeue_this_job(stopped: Interrupted, *, finished: bool) -> None:
     """Requeue the batch job of SLURM that this process belongs to, after a signal has stopped its run.
 
     Nothing happens outside SLURM, in a job that submitit requeues, and on Ctrl-C. A job that SLURM is ending already, as scancel
     does, no longer counts as running and is left alone.
+
+    Args:
+        stopped: How the run was stopped.
+        finished: Whether its results are written, so that nothing is left to compute.
     """
     job = _this_job()
     if job is None or "SUBMITIT_EXECUTOR" in os.environ or not is_rank_zero():
         return
-    if stopped.number in (signal.SIGINT, signal.SIGHUP) or is_ending():
+    if stopped.number in (signal.SIGINT, signal.SIGHUP):
+        return
+    if finished:
+        print(f"job {job} of SLURM: not requeued. Its run has finished", file=sys.stderr, flush=True)
+        return
+    if is_ending():
         return
     answer = _output_of("scontrol", "requeue", job) or "requeued, and goes on with this run"
     print(f"job {job} of SLURM: {answer}", file=sys.stderr, flush=True)
