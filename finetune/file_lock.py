@@ -16,8 +16,9 @@ from pathlib import Path
 from types import TracebackType
 
 from finetune.distributed import process_lives
-from finetune.errors import UserError
+from finetune.errors import RunError, UserError
 from finetune.file_errors import in_words
+from finetune.terminal_log import show
 
 try:
     import fcntl
@@ -29,6 +30,8 @@ LOCK = ".lock"
 _AT = 2**20
 # further tries, 0.05 s apart
 _TRIES = 3
+# pause while a holder is waited for
+_PAUSE_S = 0.5
 
 
 def lock_byte(descriptor: int, at: int, *, wait: bool = False) -> bool:
@@ -96,19 +99,31 @@ class FolderLock:
     Args:
         folder: Existing folder.
         name: The folder as the user gave it, for messages.
+        wait_s: Seconds to wait for another process that holds it, in a job that is started again while its predecessor still
+            saves its step, or while a network disk still keeps the lock of a machine that has died.
 
     Raises:
-        UserError: Another process holds the folder, or the folder is not writable.
+        UserError: Another process holds the folder and none is waited for, or the folder is not writable.
+        RunError: Another process still holds the folder after ``wait_s``.
     """
 
-    def __init__(self, folder: Path, *, name: str) -> None:
+    def __init__(self, folder: Path, *, name: str, wait_s: float = 0.0) -> None:
         self._name, self._path = name, folder / LOCK
-        while True:
-            self._open()
-            if self._is_there():
-                break
-            # the previous holder has just removed this file, so a lock on it would not lock the file that others open
+        deadline, told = time.monotonic() + wait_s, False
+        while not self._take():
+            who = self._holder_in_words()
             os.close(self._descriptor)
+            if not wait_s:
+                raise UserError(f"{name}: in use. {who}. Wait until it ends, or stop it.")
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"{name}: still in use after {wait_s:g} s. {who}. Stop it, or delete {self._path} if it is gone with its "
+                    "machine; then start again. trainer.timeout_s sets the time."
+                )
+            if not told:
+                show(f"{name}: in use. {who}. Waiting up to {wait_s:g} s for it to end")
+                told = True
+            time.sleep(min(_PAUSE_S, wait_s))
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         try:
             os.ftruncate(self._descriptor, 0)
@@ -118,7 +133,16 @@ class FolderLock:
             # the lock is effective even if a full disk prevents writing the holder
             return
 
-    def _open(self) -> None:
+    def _take(self) -> bool:
+        """Open the file and lock it; return False if another process has locked it."""
+        while self._open():
+            if self._is_there():
+                return True
+            # the previous holder has just removed this file, so a lock on it would not lock the file that others open
+            os.close(self._descriptor)
+        return False
+
+    def _open(self) -> bool:
         try:
             self._descriptor = open_lock_file(self._path)
         except OSError as error:
@@ -136,10 +160,7 @@ class FolderLock:
         except OSError:
             # a file system without locks, such as some network mounts: the holder recorded in the file decides
             free = not self._holder_lives()
-        if not free:
-            message = self._in_use()
-            os.close(self._descriptor)
-            raise UserError(message)
+        return free
 
     def _is_there(self) -> bool:
         """Whether the open file is the one in the folder."""
@@ -159,7 +180,7 @@ class FolderLock:
             return False
         return process_lives(pid)
 
-    def _in_use(self) -> str:
+    def _holder_in_words(self) -> str:
         holder = self._holder()
         for _ in range(20):
             if holder:
@@ -171,7 +192,7 @@ class FolderLock:
         if holder:
             who = f"process {holder.get('pid')} on {holder.get('host')}"
         since = f", since {holder.get('since')}" if holder.get("since") else ""
-        return f"{self._name}: in use. {who} is writing there{since}. Wait until it ends, or stop it."
+        return f"{who} is writing there{since}"
 
     def release(self) -> None:
         """Release the lock; a second call does nothing."""

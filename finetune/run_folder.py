@@ -296,11 +296,15 @@ def create_run_folder(
     )
 
 
-def remove_half_created(run_dir: Path) -> None:
+def remove_half_created(run_dir: Path, *, wait_s: float) -> None:
     """Remove what a process left that was killed in :func:`create_run_folder`; leave a folder that holds anything else.
 
+    Args:
+        run_dir: The folder; it need not exist.
+        wait_s: Seconds to wait for another process that holds it.
+
     Raises:
-        UserError: Another process holds the folder.
+        RunError: Another process holds the folder.
     """
     names = {CONFIG, PLAN, SPLIT, _SKIPPED, CHECKSUMS}
     parts = tuple(f".{name}." for name in (*names, RECORD))
@@ -310,15 +314,21 @@ def remove_half_created(run_dir: Path) -> None:
 
     if not run_dir.is_dir() or not all(map(is_ours, run_dir.iterdir())):
         return
-    with FolderLock(run_dir, name=f"run_dir='{run_dir}'"):
-        if not os.path.lexists(run_dir / RECORD):
+    with FolderLock(run_dir, name=f"run_dir='{run_dir}'", wait_s=wait_s):
+        # the process that held it may have begun a run there
+        if all(map(is_ours, run_dir.iterdir())):
             for file in run_dir.iterdir():
                 if file.name != LOCK:
                     file.unlink()
 
 
-def wait_for_run_record(run_dir: Path, *, patience_s: float) -> RunRecord:
+def wait_for_run_record(run_dir: Path, *, patience_s: float, first: str) -> RunRecord:
     """Return the record once the first process of the run has written it.
+
+    Args:
+        run_dir: Run folder.
+        patience_s: Seconds to wait for it.
+        first: Name of that process, with its host.
 
     Raises:
         RunError: The record does not appear in time.
@@ -328,8 +338,8 @@ def wait_for_run_record(run_dir: Path, *, patience_s: float) -> RunRecord:
     while not (run_dir / RECORD).is_file() and not is_rank_zero():
         if time.monotonic() > deadline:
             raise RunError(
-                f"{run_dir / RECORD}: process 0 of the run has not written it for {patience_s:g} s. It has ended, never came, or "
-                "sees another disk. trainer.timeout_s sets the time."
+                f"{run_dir / RECORD}: {first} has not written it for {patience_s:g} s. It has ended, never came, or sees another "
+                "disk. trainer.timeout_s sets the time."
             )
         time.sleep(0.05)
     return read_run_record(run_dir)

@@ -8,12 +8,13 @@ import shlex
 import socket
 import time
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
 from finetune.build.run_dir import choose_run_dir, make_run_dir
 from finetune.config import check_overrides, compose
-from finetune.errors import UserError
+from finetune.errors import RunError, UserError
 from finetune.file_lock import LOCK, FolderLock, is_held, remove_left_lock
 
 FORK = multiprocessing.get_context("fork")
@@ -45,6 +46,47 @@ def test_a_folder_in_use_is_refused_with_its_process_named_until_that_is_killed(
     process.kill()
     process.join(30)
     FolderLock(tmp_path, name="RUN='r'").release()
+
+
+def test_a_process_that_is_waited_for_is_named_once_and_for_so_long_as_was_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="finetune")
+    process = holder(tmp_path)
+    named = (
+        rf"RUN='r': still in use after 0\.2 s\. process {process.pid} on {socket.gethostname()} .* or delete .*\.lock"
+    )
+    with pytest.raises(RunError, match=named):
+        FolderLock(tmp_path, name="RUN='r'", wait_s=0.2)
+    caplog.clear()
+    Timer(1.2, process.kill).start()
+    FolderLock(tmp_path, name="RUN='r'", wait_s=60).release()
+    process.join(30)
+    assert [record.getMessage().partition(" on ")[0] for record in caplog.records] == [
+        f"RUN='r': in use. process {process.pid}"
+    ]
+
+
+def test_a_run_that_may_go_on_by_itself_waits_for_the_folder_that_another_process_still_prepares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune.runners.train import train
+
+    monkeypatch.setattr("finetune.runners.train.assemble", lambda *_, **__: pytest.fail("assembled"))
+    monkeypatch.setattr("finetune.runners.resume.resume", lambda folder, **_: f"went on with {folder.name}")
+    config = compose(["data=digits", f"run_dir={tmp_path}", "resume=auto", "trainer.timeout_s=60"])
+    process = holder(tmp_path)
+
+    def begins() -> None:
+        (tmp_path / "run.json").touch()
+        process.kill()
+
+    Timer(0.7, begins).start()
+    assert train(config) == f"went on with {tmp_path.name}"
+    process.join(30)
+    # one that began it later still is no mistake of the user's either
+    with pytest.raises(RunError, match="another process has begun this run"), make_run_dir(config, tmp_path):
+        pass
 
 
 def test_a_worker_that_outlives_its_process_does_not_keep_the_folder(tmp_path: Path) -> None:

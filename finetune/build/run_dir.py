@@ -10,12 +10,14 @@ from pathlib import Path
 from finetune.atomic_files import make_folder, sync_folder
 from finetune.build.classifier import network_name
 from finetune.build.paths import data_name
+from finetune.build.training import timeout_s
 from finetune.config.schema import Config
 from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero, started_together
-from finetune.errors import UserError
+from finetune.errors import RunError, UserError
 from finetune.file_errors import in_words
 from finetune.file_lock import LOCK, FolderLock
 from finetune.resume_command import resume_command
+from finetune.run_names import RECORD
 
 
 def choose_run_dir(config: Config) -> Path:
@@ -61,6 +63,7 @@ def make_run_dir(config: Config, folder: Path) -> Iterator[Path]:
 
     Raises:
         UserError: Another process holds the given folder, or the folder is no longer empty.
+        RunError: With ``resume=auto``, the same.
     """
     if not is_rank_zero():
         yield folder
@@ -75,7 +78,12 @@ def make_run_dir(config: Config, folder: Path) -> Iterator[Path]:
                 why = f"{name}: cannot be made, its file system takes no new folders. Choose another place."
                 raise UserError(why) from error
             raise UserError(in_words(error, folder, "cannot be made", name=name)) from error
-        with FolderLock(folder, name=name):
+        auto = config.resume == "auto"
+        with FolderLock(folder, name=name, wait_s=timeout_s(config) if auto else 0.0):
+            if auto and os.path.lexists(folder / RECORD):
+                raise RunError(
+                    f"{name}: another process has begun this run since this one started. Start again, to go on with it."
+                )
             _must_be_empty(folder, config)
             yield folder
         return

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from finetune.models.classifier import Classifier
     from finetune.plain import Json
     from finetune.run_folder import RunFolder
+    from finetune.training.heartbeats import Heartbeats
     from finetune.training.logger_stores import StoredFiles
     from finetune.training.run_context import Factories, RunContext, RunSettings
     from finetune.training.run_loggers import RunLoggers
@@ -49,6 +50,7 @@ def execute(
     trusted: bool,
     tune_process: bool = False,
     objects: PythonObjects = PythonObjects(),
+    heartbeats: "Heartbeats | None" = None,
 ) -> "RunResult":
     """Finish a run, for ``train`` and ``resume``: train the remaining phases, test, write the bundle, results and report.
 
@@ -59,6 +61,7 @@ def execute(
         trusted: Whether the user typed the configuration; one read from a run folder may name listed classes only.
         tune_process: Whether to change this process's garbage collection and allocator for speed.
         objects: Objects from Python that take the place of settings.
+        heartbeats: Heartbeats between this process and those of other machines; None where there are none.
     """
     from finetune.report.model_card import model_card
     from finetune.run_folder import RunFolder
@@ -66,7 +69,7 @@ def execute(
     from finetune.training.run import Run
 
     folder = RunFolder(run_dir)
-    context, loggers = _context(config, parts, folder, trusted=trusted, objects=objects)
+    context, loggers = _context(config, parts, folder, trusted=trusted, objects=objects, heartbeats=heartbeats)
     if tune_process:
         _tune_for_training()
     with loggers.recording(flat({key: value for key, value in to_plain(config).items() if key != "logger"})):
@@ -93,7 +96,13 @@ def execute(
 
 
 def _context(
-    config: Config, parts: RunParts, folder: "RunFolder", *, trusted: bool, objects: PythonObjects
+    config: Config,
+    parts: RunParts,
+    folder: "RunFolder",
+    *,
+    trusted: bool,
+    objects: PythonObjects,
+    heartbeats: "Heartbeats | None",
 ) -> "tuple[RunContext, RunLoggers]":
     """Return what the phases of the run share, as its record and its configuration decide, and its loggers.
 
@@ -105,7 +114,12 @@ def _context(
     from finetune.training.run_context import RunContext
     from finetune.training.user_callbacks import UserCallbacks
 
-    decided = wait_for_run_record(folder.path, patience_s=timeout_s(config)).decided
+    if heartbeats is not None and is_rank_zero():
+        heartbeats.hold()
+    elif heartbeats is not None:
+        heartbeats.wait_for_holder()
+    first = "process 0 of the run" if heartbeats is None else heartbeats.name(0)
+    decided = wait_for_run_record(folder.path, patience_s=timeout_s(config), first=first).decided
     try:
         policies = policies_from_plain(decided.caches, parts.phases)
     except ValueError as error:
@@ -124,6 +138,7 @@ def _context(
         make=make,
         loggers=loggers.all,
         callbacks=UserCallbacks([*callbacks, *objects.callbacks]),
+        heartbeats=heartbeats,
     )
     return context, loggers
 
@@ -149,7 +164,6 @@ def _settings(named: Config, classifier: "Classifier", *, precision: str) -> "Ru
         compiled=compiled,
         calibrate=named.calibrate,
         fits_thresholds=classifier.multi_label and named.thresholds == "f1",
-        timeout_s=timeout_s(named),
         accept_known=named.accept_known,
         facts=RunFacts(
             backbone=BackboneOrigin(

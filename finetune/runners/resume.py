@@ -11,6 +11,7 @@ from finetune.atomic_files import write_text
 from finetune.build.data import with_loaders_that_fit
 from finetune.build.paths import check_data_is_there, with_absolute_paths
 from finetune.build.python_objects import PythonObjects, require_objects
+from finetune.build.training import timeout_s
 from finetune.checksums import require_checksums, verify
 from finetune.config import check_overrides, from_yaml, to_plain, to_yaml, with_overrides
 from finetune.config.schema import Config
@@ -23,6 +24,7 @@ from finetune.plain import to_plain as plain_fields
 from finetune.process_tuning import release_freed_blocks
 from finetune.run_folder import RecordedData, RunFolder, differences, files_read_back, read_run_record
 from finetune.run_names import CONFIG, RECORD
+from finetune.runners.heartbeats import beating
 from finetune.runners.report import report_from_files
 from finetune.safe_files import inside
 from finetune.terminal_log import show, show_log
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from finetune.build import RunParts
     from finetune.plain import Json
     from finetune.run_folder import RunRecord
+    from finetune.training.heartbeats import Heartbeats
     from finetune.training.run_result import RunResult
 
 # setting that may change when a run is resumed -> effect of the change on the result
@@ -60,6 +63,7 @@ def resume(
     typed: Config | None = None,
     tune_process: bool = False,
     objects: PythonObjects = PythonObjects(),
+    heartbeats: "Heartbeats | None" = None,
 ) -> "RunResult":
     """Resume a run.
 
@@ -69,9 +73,11 @@ def resume(
         trust: Whether to build every class that the configuration names; see :mod:`finetune.config.trust`.
         overrides: New values of settings in :data:`FREE`, except the loggers.
         typed: Whole configuration that the user typed again; None if there is none. It must be that of the run, except for
-            settings that may change, which it changes; it may name any class.
+            settings that may change, which it changes; it may name any class. Another process that holds the run is then
+            waited for, as the one that this one succeeds may still save its step.
         tune_process: Whether to change this process's garbage collection and allocator for speed; only the command line does.
         objects: Objects from Python that take the place of settings; none on the command line.
+        heartbeats: Heartbeats that have begun; None begins them where there are other machines.
 
     Returns:
         The result, also of a run that had already finished.
@@ -79,6 +85,7 @@ def resume(
     Raises:
         UserError: The folder is not a run, something that the result depends on has changed, or the configuration names
             something that only the user may name.
+        RunError: Another process still holds the run after ``trainer.timeout_s``.
     """
     show_log()
     record, config = _read(run_dir)
@@ -86,6 +93,7 @@ def resume(
     if typed is not None:
         config = _as_typed(run_dir, config, typed)
     if RunFolder(run_dir).is_finished:
+        _verify(run_dir)
         _complete(run_dir, config, trust=trust)
         return _finished_result(run_dir)
     require_objects(record.decided.objects or {}, objects, run=str(run_dir))
@@ -99,7 +107,12 @@ def resume(
     trusted = trust or typed is not None
     in_file = typed is None and not any(word.lstrip("+").startswith("trainer.") for word in overrides)
     _check_trainer(config, run_dir, trusted=trusted, in_file=in_file)
-    with _holding(run_dir) as finished_meanwhile:
+    wait_s = timeout_s(config) if typed is not None else 0.0
+    with (
+        beating(config, run_dir, trusted=trusted, begun=heartbeats) as heartbeats,
+        _holding(run_dir, wait_s=wait_s, heartbeats=heartbeats) as finished_meanwhile,
+    ):
+        _verify(run_dir)
         if finished_meanwhile:
             show(f"Another process has just finished this run. Results: {RunFolder(run_dir).results}")
             return _finished_result(run_dir)
@@ -117,7 +130,15 @@ def resume(
 
         from finetune.runners.execute import execute
 
-        return execute(config, parts, run_dir, trusted=trusted, tune_process=tune_process, objects=objects)
+        return execute(
+            config,
+            parts,
+            run_dir,
+            trusted=trusted,
+            tune_process=tune_process,
+            objects=objects,
+            heartbeats=heartbeats,
+        )
 
 
 def _finished_result(run_dir: Path) -> "RunResult":
@@ -130,14 +151,17 @@ def _finished_result(run_dir: Path) -> "RunResult":
 
 
 def _read(run_dir: Path) -> "tuple[RunRecord, Config]":
-    """Return the record and the configuration of a run, after checking that its files are as they were written."""
+    """Return the record and the configuration of a run."""
     record = read_run_record(run_dir)
-    config = from_yaml(inside(run_dir, CONFIG))
+    return record, from_yaml(inside(run_dir, CONFIG))
+
+
+def _verify(run_dir: Path) -> None:
+    """Check that the files of a run, which no other process is writing now, are as they were written."""
     require_checksums(files_read_back(run_dir))
     if is_rank_zero():
         for path in files_read_back(run_dir):
             verify(path)
-    return record, config
 
 
 def _complete(run_dir: Path, config: Config, *, trust: bool) -> None:
@@ -202,16 +226,24 @@ def _check_trainer(config: Config, run_dir: Path, *, trusted: bool, in_file: boo
 
 
 @contextmanager
-def _holding(run_dir: Path) -> Iterator[bool]:
+def _holding(run_dir: Path, *, wait_s: float, heartbeats: "Heartbeats | None") -> Iterator[bool]:
     """Lock the run against other processes while the block works on it; yield whether one of these has finished it.
 
-    Rank 0 holds the lock for the other processes of its run.
+    Rank 0 holds the lock for the other processes of its run, which wait until it does: what is left of the run must be the same
+    to all of them.
     """
+    folder = RunFolder(run_dir)
     if not is_rank_zero():
-        yield False
+        if heartbeats is None:
+            yield False
+            return
+        heartbeats.wait_for_holder(until=lambda: folder.is_finished)
+        yield folder.is_finished
         return
-    with FolderLock(run_dir, name=f"RUN='{run_dir}'"):
-        yield RunFolder(run_dir).is_finished
+    with FolderLock(run_dir, name=f"RUN='{run_dir}'", wait_s=wait_s):
+        if heartbeats is not None:
+            heartbeats.hold()
+        yield folder.is_finished
 
 
 def _show_changes(recorded: Mapping[str, Any], config: Config) -> None:

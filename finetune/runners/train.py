@@ -10,19 +10,21 @@ from finetune.build import RunParts, assemble
 from finetune.build.paths import with_absolute_paths
 from finetune.build.python_objects import PythonObjects
 from finetune.build.run_dir import choose_run_dir, make_run_dir
-from finetune.build.training import check_training
+from finetune.build.training import check_training, timeout_s
 from finetune.config import to_plain, to_yaml
 from finetune.config.schema import Config
 from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero
 from finetune.errors import UserError
 from finetune.process_tuning import release_freed_blocks
 from finetune.runners.execute import execute
+from finetune.runners.heartbeats import beating
 from finetune.terminal_log import show, show_log
 from finetune.training.quiet_lightning import quiet_lightning
 
 if TYPE_CHECKING:
     from finetune.activation_cache.policy import CachePolicy
     from finetune.phases import ResolvedPhase
+    from finetune.training.heartbeats import Heartbeats
     from finetune.training.precision import Precision
     from finetune.training.run_result import RunResult
 
@@ -41,13 +43,21 @@ def train(config: Config, *, tune_process: bool = False, objects: PythonObjects 
         tune_process: Whether to change this process's garbage collection and allocator for speed; only the command line does.
         objects: Objects from Python that take the place of settings.
     """
+    show_log()
+    with beating(config, Path(config.run_dir or "runs"), trusted=True) as heartbeats:
+        if config.resume == "auto" and (folder := _begun(config)) is not None:
+            from finetune.runners.resume import resume
+
+            return resume(folder, typed=config, tune_process=tune_process, objects=objects, heartbeats=heartbeats)
+        return _train(config, tune_process=tune_process, objects=objects, heartbeats=heartbeats)
+
+
+def _train(
+    config: Config, *, tune_process: bool, objects: PythonObjects, heartbeats: "Heartbeats | None"
+) -> "RunResult":
+    """Train a new run."""
     from finetune.training.compiling import compiles
 
-    show_log()
-    if config.resume == "auto" and (folder := _begun(config)) is not None:
-        from finetune.runners.resume import resume
-
-        return resume(folder, typed=config, tune_process=tune_process, objects=objects)
     compiles(config.compile)
     run_dir = choose_run_dir(config)
     recorded = with_absolute_paths(config)
@@ -85,14 +95,17 @@ def train(config: Config, *, tune_process: bool = False, objects: PythonObjects 
             )
             show(f"precision: {decision.precision.name} ({decision.precision.why})")
         show(f"run: {run_dir}")
-        return execute(recorded, parts, run_dir, trusted=True, tune_process=tune_process, objects=objects)
+        return execute(
+            recorded, parts, run_dir, trusted=True, tune_process=tune_process, objects=objects, heartbeats=heartbeats
+        )
 
 
 def _begun(config: Config) -> Path | None:
     """Return the given folder if it holds a run; else None, and the folder is ready for a new one.
 
     Raises:
-        UserError: No folder is given, or another process is creating a run in it.
+        UserError: No folder is given.
+        RunError: Another process holds it for longer than ``trainer.timeout_s``.
     """
     from finetune.run_folder import RunFolder, remove_half_created
 
@@ -102,11 +115,9 @@ def _begun(config: Config) -> Path | None:
         )
     inherited = None if is_rank_zero() else os.environ.get(RUN_DIR_OF_RUN)
     run_dir = Path(inherited or config.run_dir)
-    if os.path.lexists(RunFolder(run_dir).record):
-        return run_dir
-    if is_rank_zero():
-        remove_half_created(run_dir)
-    return None
+    if is_rank_zero() and not os.path.lexists(RunFolder(run_dir).record):
+        remove_half_created(run_dir, wait_s=timeout_s(config))
+    return run_dir if os.path.lexists(RunFolder(run_dir).record) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,9 @@ Here each process says that it lives, whatever it computes: a dead machine, a cu
 
 They go through the store by which torch's processes find each other (``TCPStore``), on the same port: rank 0
 opens it before torch does, which shares it (``multi_tenant``). Where torchrun's agent holds the store, all are its clients.
+
+They begin before anything is loaded. By the same store process 0 tells the others when it holds the run folder and the record of
+the run lies there; before that, the process that held the folder before may still write to it.
 """
 
 import contextlib
@@ -13,6 +16,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import lightning.pytorch as pl
@@ -20,12 +24,15 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its list of names
 
 from finetune.distributed import STARTED_BY
+from finetune.errors import RunError
 
 # heartbeats in `timeout_s`; one may be late
 _BEATS = 10
 _LONGEST_BEAT_S = 10.0
 # what a process says that has done its part; how long that may take
 _FAREWELL, _FAREWELL_S = "done", 2.0
+# by which process 0 says that it holds the run folder, and how often the others look for it
+_READY, _LOOK_S = "finetune/ready", 0.1
 
 
 class Heartbeats:
@@ -41,16 +48,22 @@ class Heartbeats:
     def __init__(self, *, rank: int, world: int, address: tuple[str, int], timeout_s: float) -> None:
         self._rank, self._world, self._address, self._timeout_s = rank, world, address, timeout_s
         self._over, self._well = threading.Event(), False
+        self._holds, self._ready = False, threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeats", daemon=True)
         now = time.monotonic()
         # rank 0 listens to all, the others to rank 0, which ends the run for all
         heard = [other for other in (range(world) if rank == 0 else [0]) if other != rank]
-        self._heard = dict.fromkeys(heard, now)
+        self._heard, self._since = dict.fromkeys(heard, now), now
         self._last: dict[int, bytes] = {}
 
     def start(self) -> None:
-        """Begin, in a thread of its own: a call to the store may wait as long as the link is cut."""
-        self._thread.start()
+        """Begin, in a thread of its own: a call to the store may wait as long as the link is cut.
+
+        From a second call on, a process that has not come yet has the whole time again: others may start it only now.
+        """
+        self._since = time.monotonic()
+        if not self._thread.is_alive():
+            self._thread.start()
 
     def stop(self, *, well: bool) -> None:
         """End.
@@ -58,23 +71,43 @@ class Heartbeats:
         Args:
             well: Whether this process has done its part, so that the others need not miss it.
         """
+        if self._over.is_set():
+            return
         self._well = well
         self._over.set()
         self._thread.join(_FAREWELL_S)
 
+    def hold(self) -> None:
+        """Tell the others, in process 0, that it holds the run folder and that the record of the run lies there."""
+        self._holds = True
+
+    def wait_for_holder(self, *, until: Callable[[], bool] = lambda: False) -> None:
+        """Wait in another process until process 0 has called :meth:`hold`.
+
+        Args:
+            until: Function that ends the wait where it returns True.
+
+        Raises:
+            RunError: Process 0 is gone.
+        """
+        while not until() and not self._ready.wait(_LOOK_S):
+            if (gone := self.missing()) is not None:
+                raise RunError(gone)
+
     def missing(self) -> str | None:
         """Return which processes are gone; None while all are heard of."""
-        now = time.monotonic()
-        gone = [rank for rank, heard in list(self._heard.items()) if now - heard > self._timeout_s]
+        late = time.monotonic() - self._timeout_s
+        gone = [rank for rank, heard in list(self._heard.items()) if max(heard, self._since) < late]
         if not gone:
             return None
-        names = ", ".join(self._name(rank) for rank in gone)
+        names = ", ".join(self.name(rank) for rank in gone)
         return (
             f"Not heard of for {self._timeout_s:g} s: {names}. It has ended, its machine is down, or the link to it is cut. "
             "trainer.timeout_s sets the time."
         )
 
-    def _name(self, rank: int) -> str:
+    def name(self, rank: int) -> str:
+        """Name a process with its host, as far as it is known."""
         host = self._last[rank].decode().partition(" ")[2] if rank in self._last else ""
         if not host and rank == 0:
             host = "{}:{}".format(*self._address)
@@ -91,11 +124,24 @@ class Heartbeats:
                 store.set(self._key(self._rank), f"{number} {socket.gethostname()}")
                 for rank in list(self._heard):
                     self._listen(store, rank)
-            if self._over.wait(every):
+            if self._rest(store, every):
                 break
         if store is not None and self._well:
             with contextlib.suppress(RuntimeError):
                 store.set(self._key(self._rank), _FAREWELL)
+
+    def _rest(self, store: TCPStore | None, seconds: float) -> bool:
+        """Wait for the next heartbeat, and first for process 0 to hold the run folder; return whether this is the end."""
+        end = time.monotonic() + seconds
+        while not self._ready.is_set() and (left := end - time.monotonic()) > 0:
+            with contextlib.suppress(RuntimeError):
+                if store is not None and self._holds:
+                    store.set(_READY, "")
+                if store is not None and store.check([_READY]):
+                    self._ready.set()
+            if self._over.wait(min(_LOOK_S, left)):
+                return True
+        return self._over.wait(max(end - time.monotonic(), 0.0))
 
     def _open(self) -> TCPStore:
         host, port = self._address

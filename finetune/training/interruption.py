@@ -6,8 +6,8 @@ stop, writes ``last.ckpt`` and raises :class:`~finetune.errors.Interrupted`. Eve
 testing, writing the bundle) there is no step to save, and the handler raises at once. A second Ctrl-C kills the process, which
 loses nothing that was saved: every file of a run is whole at every moment.
 
-A command holds an :class:`Interruption` around the one of its run: imports, weights and the listing of large data before the first
-phase, and the report after the last, may take minutes too.
+A command holds an :class:`Interruption` around the one of its run: imports, weights and the listing of large data before the
+first phase, and the report after the last, may take minutes too.
 """
 
 import os

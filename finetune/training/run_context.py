@@ -20,7 +20,7 @@ from finetune.resume_command import resume_command
 from finetune.run_folder import PhaseFolder, RunFolder
 from finetune.training.callbacks.checkpoints import AtomicCheckpointIO, PhaseCheckpoints
 from finetune.training.callbacks.progress_display import EpochLines, PhaseProgressBar
-from finetune.training.heartbeats import heartbeats_of
+from finetune.training.heartbeats import Heartbeats
 from finetune.training.interruption import Interruption, disable_lightning_signal_handlers
 from finetune.training.metrics_csv import MetricsCsv
 from finetune.training.param_groups import OptimizerFactory
@@ -45,7 +45,6 @@ class RunSettings:
         compiled: Whether ``torch.compile`` compiles the trainable part.
         calibrate: Whether a temperature is fitted on the validation images at the end.
         fits_thresholds: Whether decision thresholds are; only for several labels.
-        timeout_s: Seconds without a sign of life after which a process on another machine counts as gone.
         accept_known: Share of the validation images that count as known; None fits no score of unknown images.
     """
 
@@ -57,7 +56,6 @@ class RunSettings:
     compiled: bool = False
     calibrate: bool = True
     fits_thresholds: bool = False
-    timeout_s: float = 300.0
     accept_known: float | None = 0.95
 
 
@@ -92,6 +90,7 @@ class RunContext:
         make: Functions that make what each phase needs anew.
         loggers: Loggers beside ``metrics.csv``.
         callbacks: User-supplied callbacks.
+        heartbeats: Heartbeats between this process and those of other machines; None where there are none.
     """
 
     classifier: Classifier
@@ -103,6 +102,7 @@ class RunContext:
     make: Factories
     loggers: Sequence[Logger] = ()
     callbacks: UserCallbacks = field(default_factory=UserCallbacks)
+    heartbeats: Heartbeats | None = None
 
     @property
     def resume_command(self) -> str:
@@ -204,11 +204,10 @@ def run_session(context: RunContext) -> Iterator[RunSession]:
     """Handle signals and watch the other processes while the block works on a run."""
     hint = context.resume_command
     images = len(context.data.source.index.rows("train"))
-    heartbeats = heartbeats_of(context.quiet_trainer(), timeout_s=context.settings.timeout_s)
     with (
         Interruption(f"continue with: {hint}") as interruption,
         RankMonitor(
-            resume_hint=f"Continue with: {hint}", interruption=interruption, heartbeats=heartbeats
+            resume_hint=f"Continue with: {hint}", interruption=interruption, heartbeats=context.heartbeats
         ) as rank_monitor,
     ):
         yield RunSession(
