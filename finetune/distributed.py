@@ -10,6 +10,8 @@ from finetune.errors import UserError
 
 # set by torchrun, by Lightning's own launcher, and by SLURM
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+# set by torchrun alone
+_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
 # number of processes: set by torchrun, and for a SLURM job step
 _SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 # passed to the processes that Lightning starts: the run folder, and the process that started them
@@ -23,6 +25,9 @@ MOST_LOADERS_PER_CORE, MOST_RANKS_PER_CORE = 16, 4
 
 def is_rank_zero() -> bool:
     """Whether this is the one process of a run that prints and writes."""
+    if _BY_TORCHRUN in os.environ:
+        # inside SLURM, whose numbers of the nodes need not be those that its agents agree on
+        return os.environ["RANK"] == "0"
     return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 
@@ -48,7 +53,7 @@ def knows_other_machines() -> bool:
 
 def processes_started() -> tuple[int, int] | None:
     """Return how many nodes, and processes on each, torchrun or srun has started; None if neither started this process."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if _BY_TORCHRUN in os.environ:
         total, each = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
         return total // each, each
     if "SLURM_STEP_NUM_TASKS" in os.environ:

@@ -16,6 +16,9 @@ from finetune.distributed import environment_restored, is_rank_zero, process_nam
         ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False, "process 0 of node 1"),
         ({"SLURM_PROCID": "2"}, False, "process 2"),
         ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, True, "process 0"),
+        # torchrun started by srun: its agents number the nodes in an order of their own
+        ({"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "1"}, True, "process 0"),
+        ({"TORCHELASTIC_RUN_ID": "x", "RANK": "8", "LOCAL_RANK": "0", "SLURM_PROCID": "0"}, False, "process 8"),
     ],
 )
 def test_the_first_process_is_the_one_with_no_number_above_zero(

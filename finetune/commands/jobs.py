@@ -33,6 +33,9 @@ from finetune.terminal_log import show_log
 
 log = logging.getLogger(__name__)
 
+# status of a job of which nothing but its overrides is known
+NOT_STARTED = "not started"
+
 
 class Refused(BaseException):
     """A sweep that must not start; not an ``Exception``, because Hydra turns exceptions in callbacks into warnings."""
@@ -78,6 +81,8 @@ class SweepStart:
             know_ended_jobs()
         SweepStart.folder = folder
         print(f"sweep: {folder}", flush=True)
+        for number, overrides in enumerate(_planned(config)):
+            write_json(folder / JOBS / f"{number}.json", to_plain(_not_started(config, folder, number, overrides)))
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         # Hydra calls a method for every event of every callback
@@ -95,7 +100,7 @@ class JobRecord:
         overrides: Its overrides.
         run_dir: Its run folder.
         monitor: Metric that decides which job is best.
-        status: ``running``, ``finished``, ``failed`` or ``stopped``.
+        status: ``not started``, ``running``, ``finished``, ``failed`` or ``stopped``.
         val: Validation accuracy; None for a command that does not train; the same holds for test and monitored.
         test: Test accuracy.
         monitored: Validation value of the monitored metric.
@@ -124,6 +129,33 @@ class JobRecord:
         figures = "".join(f"  {name} {value:.4f}" for name, value in measured if value is not None)
         why = f": {self.message.splitlines()[0]}" if self.message is not None else ""
         return f"{self.status}{why}{figures}  {self.seconds or 0.0:.0f} s"
+
+
+def _planned(config: Any) -> list[list[str]]:
+    """Return the overrides of each job that a sweep will have; nothing for a sweeper that chooses them one after the other."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    sweeper = config.hydra.sweeper
+    if not str(sweeper.get("_target_")).endswith(f".{BasicSweeper.__name__}"):
+        return []
+    words = [*(f"{key}={value}" for key, value in (sweeper.params or {}).items()), *config.hydra.overrides.task]
+    with suppress(HydraException):  # the sweeper will refuse these values
+        parsed = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()).parse_overrides(words)
+        return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    return []
+
+
+def _not_started(config: Any, folder: Path, number: int, overrides: Sequence[str]) -> JobRecord:
+    return JobRecord(
+        job=number,
+        overrides=tuple(overrides),
+        run_dir=str(folder / str(number)),
+        monitor=str(config.monitor),
+        status=NOT_STARTED,
+    )
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.atomic_files import write_text
-from finetune.commands.jobs import JobRecord, with_metrics
+from finetune.commands.jobs import NOT_STARTED, JobRecord, with_metrics
 from finetune.commands.options import Arguments, home_path
 from finetune.errors import RunError, UserError, first_line
 from finetune.file_lock import is_held
@@ -24,6 +24,7 @@ from finetune.safe_files import read_json
 
 TABLE = "sweep.csv"
 _MEASURED = ("val", "test", "seconds")
+_LOST = "its process exited before it reported a result"
 
 ABOUT = """\
 Write the table of a sweep again from what its jobs have recorded: while it runs, after its launcher died, or after jobs were
@@ -44,9 +45,8 @@ def run(argv: Sequence[str]) -> int:
     if not records:
         raise UserError(f"DIR='{folder}': no job of this sweep has started.")
     write_table(folder, records)
-    failed = [record for record in records if record.status == "failed"]
-    if failed:
-        print(_failure(failed, len(records), folder, None))
+    if any(record.status == "failed" for record in records):
+        print(_failure(records, folder, None))
     return 0
 
 
@@ -74,15 +74,15 @@ def conclude(folder: Path, *, ended: bool, cause: BaseException | None = None) -
         UserError: Jobs failed, all of them by user errors.
         RunError: Jobs failed.
     """
-    status, message = "failed" if ended else "stopped", "its process exited before it reported a result"
+    status = "failed" if ended else "stopped"
     records = [
-        replace(record, status=status, message=message) if record.status == "running" else record
+        replace(record, status=status, message=_LOST) if record.status == "running" else record
         for record in read_records(folder)
     ]
     write_table(folder, records)
-    failed = [record for record in records if record.status == "failed"]
-    if failed or not records:
-        problem = _failure(failed, len(records), folder, cause)
+    statuses = [record.status for record in records]
+    if "failed" in statuses or set(statuses) <= {NOT_STARTED} or (ended and NOT_STARTED in statuses):
+        problem = _failure(records, folder, cause)
         if ended:
             raise problem
         print(problem, flush=True)
@@ -170,16 +170,26 @@ def best(records: Sequence[JobRecord]) -> str | None:
     return f"best {chosen.monitor}: job {chosen.job}, {value:.4f}"
 
 
-def _failure(failed: Sequence[JobRecord], count: int, folder: Path, cause: BaseException | None) -> Exception:
-    """Return one error for all failed jobs, with jobs of the same message grouped."""
-    if not count:
-        why = "" if cause is None else f" {first_line(cause, with_type=not isinstance(cause, (UserError, RunError)))}"
-        return RunError(f"No job of the sweep started.{why} The launcher's output, if it has any, is in {folder}.")
+def _failure(records: Sequence[JobRecord], folder: Path, cause: BaseException | None) -> Exception:
+    """Return one error for all jobs that failed or never started, with jobs of the same message grouped.
+
+    The cause is named where the jobs' own messages do not tell all: by it their launcher ended.
+    """
+    failed = [record for record in records if record.status == "failed"]
+    waiting = sum(record.status == NOT_STARTED for record in records)
+    why = "" if cause is None else first_line(cause, with_type=not isinstance(cause, (UserError, RunError)))
+    if waiting == len(records):
+        started = f"No job of the sweep started.{why and ' ' + why}"
+        return RunError(f"{started} The launcher's output, if it has any, is in {folder}.")
     by_message: dict[str, list[str]] = {}
     for record in failed:
         by_message.setdefault(record.message or "", []).append(str(record.job))
-    lines = [f"{len(failed)} of {count} jobs failed; see {folder / JOBS}/<job>.log"]
+    never = f", {waiting} not started" if waiting else ""
+    lines = [f"{len(failed)} of {len(records)} jobs failed{never}; see {folder / JOBS}/<job>.log"]
     for message, jobs in by_message.items():
         lines.append(f"job {', '.join(jobs)}: {message}")
+    if why and (waiting or _LOST in by_message):
+        lines.append(f"the sweep ended by: {why}")
     text = "\n".join(lines)
-    return UserError(text) if all(record.mistake for record in failed) else RunError(text)
+    mistakes = not waiting and all(record.mistake for record in failed)
+    return UserError(text) if mistakes else RunError(text)

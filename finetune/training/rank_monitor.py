@@ -11,8 +11,7 @@ Why not torchrun's agent (``torch.distributed.launcher``)? Tried with torch 2.15
 - A killed rank is reported after 0.3 s, as here, and the other one is ended.
 - After ``kill -9`` of the agent both ranks train on without a parent until they are killed by hand. Here the others notice
   within 0.2 s that the process that started them is gone, and end.
-- SIGUSR1, which SLURM sends before a time limit, kills the agent and leaves the ranks, unless TORCHELASTIC_SIGNALS_TO_HANDLE
-  lists it.
+- SIGUSR1, which SLURM sends before a time limit, kills the agent and leaves the ranks, unless ``signals_to_handle`` lists it.
 - The agent is one more process, and the command's own process would neither train nor have the results.
 
 When torchrun itself starts a run, its agent watches the processes of its machine.

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,6 +101,49 @@ def test_a_job_whose_process_was_killed_counts_as_failed(tmp_path: Path) -> None
     with pytest.raises(RunError, match=r"1 of 2 jobs failed.*\njob 0: its process exited before it reported a result"):
         conclude(tmp_path, ended=True)
     assert [row["status"] for row in rows(tmp_path)] == ["failed", "finished"]
+
+
+def test_the_error_by_which_a_launcher_died_is_told_beside_what_its_jobs_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting = {"status": "not started"}
+    write_jobs(tmp_path / "running", {"status": "running"}, {"status": "finished"}, waiting, waiting)
+    cause = ConnectionError("the cluster is down")
+    with pytest.raises(RunError) as raised:
+        conclude(tmp_path / "running", ended=True, cause=cause)
+    assert str(raised.value).splitlines() == [
+        f"1 of 4 jobs failed, 2 not started; see {tmp_path / 'running/jobs'}/<job>.log",
+        "job 0: its process exited before it reported a result",
+        "the sweep ended by: ConnectionError: the cluster is down",
+    ]
+    assert [row["status"] for row in rows(tmp_path / "running")] == ["failed", "finished", "not started", "not started"]
+    # what jobs say themselves is more than what a sweeper makes of it
+    write_jobs(tmp_path / "told", {"status": "failed", "message": "no memory"}, {"status": "finished"})
+    with pytest.raises(RunError, match=r"^1 of 2 jobs failed; .*\njob 0: no memory$"):
+        conclude(tmp_path / "told", ended=True, cause=cause)
+    # one that the user stopped
+    conclude(tmp_path / "running", ended=False, cause=KeyboardInterrupt())
+    assert "failed" not in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_jobs_that_a_launcher_never_started_are_rows_of_the_table(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dies(*_: Any, **__: Any) -> None:
+        raise ConnectionError("the cluster is down")
+
+    monkeypatch.setattr(
+        "hydra.core.plugins.Plugins.instantiate_launcher", lambda *_, **__: SimpleNamespace(launch=dies)
+    )
+    sweep = tmp_path / "sweep"
+    assert main(["-m", *words(*SHORT, "seed=1,2", "lr=1e-3,1e-2", f"hydra.sweep.dir={sweep}")]) == 1
+    assert "No job of the sweep started. ConnectionError: the cluster is down" in capsys.readouterr().err
+    found = [(row["job"], row["seed"], row["lr"], row["status"]) for row in rows(sweep)]
+    asked = [(seed, rate) for seed in ("1", "2") for rate in ("0.001", "0.01")]
+    assert found == [(str(job), *pair, "not started") for job, pair in enumerate(asked)]
+    (sweep / "sweep.csv").unlink()
+    assert main(["sweep-table", str(sweep)]) == 0
+    assert [row["status"] for row in rows(sweep)] == ["not started"] * 4
 
 
 def test_mistakes_of_the_users_are_told_from_failures_and_told_once(tmp_path: Path) -> None:
@@ -237,7 +281,7 @@ def test_ctrl_c_stops_every_job_and_says_how_to_go_on(words: Words, tmp_path: Pa
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, (said, wrong)
-    assert [row["status"] for row in rows(sweep)] == ["stopped", "stopped"]
+    assert [row["status"] for row in rows(sweep)] == ["stopped", "stopped", "not started"]
     assert f"continue with: finetune resume {sweep / '1'}" in said
     assert "Traceback" not in said + wrong
 

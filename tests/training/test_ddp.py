@@ -141,6 +141,43 @@ def test_the_first_process_alone_writes_and_speaks(one: Path, two: Path) -> None
     assert len([line for line in lines if re.match(r"phase \d of 2: ", line)]) == 2
 
 
+def test_all_devices_of_a_machine_that_accumulate_in_bf16_end_at_the_weights_of_one(
+    words: Words, tmp_path: Path
+) -> None:
+    phase = (
+        "schedule=full",
+        "epochs=1",
+        "schedule.phases.0.accumulate=2",
+        "schedule.restore=last",
+        "optimizer=sgd",
+        "lr=0.1",
+    )
+    asked = [word for word in words(*phase) if "precision" not in word]
+    asked += ["trainer.precision=bf16-mixed", "trainer.accelerator=cpu"]
+    plain = train_tiny(asked, tmp_path / "one")
+
+    def job() -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            # a processor counts as one device; this machine has two
+            patched.setattr("lightning.pytorch.accelerators.CPUAccelerator.auto_device_count", staticmethod(lambda: 2))
+            train_tiny([*asked, "trainer.devices=auto", "trainer.strategy=ddp"], tmp_path / "two")
+
+    assert forked_ranks(job, tmp_path / "out") == [0, 0], said(tmp_path / "out")
+    results = json.loads((tmp_path / "two/results.json").read_text())
+    assert results["precision"] == "bf16-mixed"
+    # five batches, two a step
+    assert [phase["steps"] for phase in results["phases"]] == [phase.steps for phase in plain.results.phases] == [3]
+    start, one, two = (
+        load_file(tmp_path / file)
+        for file in ("one/phases/0-all/start.safetensors", "one/final.safetensors", "two/final.safetensors")
+    )
+    moved = max(float((one[name] - start[name]).abs().max()) for name in one)
+    apart = max(float((one[name] - two[name]).abs().max()) for name in one)
+    print(f"largest difference {apart:.2g}, largest movement {moved:.2g}")
+    assert moved > 1e-4
+    assert apart < 0.05 * moved
+
+
 MIXED = (
     "schedule=head_then_all",
     "schedule.phases.0.epochs=1",

@@ -110,15 +110,15 @@ def test_what_a_process_left_that_was_killed_before_the_record_makes_room_and_no
         if file.name not in kept:
             file.unlink()
     (unfinished / ".run.json.host-17.part").write_text("{")
-    remove_half_created(unfinished)
+    remove_half_created(unfinished, wait_s=0)
     assert {file.name for file in unfinished.iterdir()} == {*kept, ".run.json.host-17.part"}
     (unfinished / "run.json").rename(unfinished / "mine.json")
-    remove_half_created(unfinished)
+    remove_half_created(unfinished, wait_s=0)
     assert len(list(unfinished.iterdir())) == 6
     (unfinished / "mine.json").unlink()
-    remove_half_created(unfinished)
+    remove_half_created(unfinished, wait_s=0)
     assert not list(unfinished.iterdir())
-    remove_half_created(tmp_path / "none")
+    remove_half_created(tmp_path / "none", wait_s=0)
 
 
 def test_going_on_needs_a_folder_by_which_the_run_is_found_again(words: Words) -> None:
