@@ -98,7 +98,11 @@ class RunSummary:
 def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.4f}" if interval is None else f"{value:.4f} ({interval[0]:.3f}-{interval[1]:.3f})"
+    if interval is None:
+        return f"{value:.4f}"
+    # a loss may be small
+    digits = 3 if interval[1] >= 0.1 else 4
+    return f"{value:.4f} ({interval[0]:.{digits}f}-{interval[1]:.{digits}f})"
 
 
 def curve(values: Sequence[float]) -> str:
