@@ -39,8 +39,12 @@ def metric_intervals(run: Path, results: Results) -> dict[str, Interval]:
     folder, test = RunFolder(run), results.test
     if test.map is None:
         rows = read_table(folder.predictions, ("target_probability",))
-        confusion_KK = confusion_of(test, len(results.data.classes))
-        if (confusion_KK.data < 0).any() or int(confusion_KK.sum()) != len(rows) or not rows:
+        try:
+            confusion_KK = confusion_of(test, len(results.data.classes))
+            is_sound = bool((confusion_KK.data >= 0).all()) and int(confusion_KK.sum()) == len(rows) > 0
+        except (ValueError, OverflowError):
+            is_sound = False
+        if not is_sound:
             raise UserError(
                 f"{folder.results}: damaged. Its confusion matrix is not that of the images in predictions.csv."
             )
@@ -50,9 +54,9 @@ def metric_intervals(run: Path, results: Results) -> dict[str, Interval]:
     if not evaluation or not len(evaluation["test"]["rows"]):
         return {}
     targets_NK, scores_NK = evaluation["test"]["targets"] > 0, evaluation["test"]["probabilities"]
-    if targets_NK.shape != scores_NK.shape:
-        raise UserError(f"{folder.evaluation}: damaged. Targets and probabilities of test differ in shape.")
     thresholds = THRESHOLD if results.thresholds is None else np.array(results.thresholds.values)
+    if targets_NK.shape != scores_NK.shape or np.shape(thresholds) not in ((), scores_NK.shape[1:]):
+        raise UserError(f"{folder.evaluation}: damaged. Targets and probabilities of test differ in shape.")
     found = {"loss": _loss(np.where(targets_NK, scores_NK, 1 - scores_NK))}
     if test.acc < 1:
         found["f1_macro"] = multi_label_intervals(targets_NK, scores_NK > thresholds)["f1_macro"]

@@ -45,10 +45,18 @@ def test_several_labels_have_an_average_precision_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("probabilities", "message"),
-    [([0.5], "Its confusion matrix is not that"), ([0.5] * 7 + ["x"], "A probability is not a number")],
+    ("probabilities", "confusion", "message"),
+    [
+        ([0.5], [[3, 1], [0, 4]], "Its confusion matrix is not that"),
+        ([0.5] * 8, [[9, -1], [0, 0]], "Its confusion matrix is not that"),
+        ([0.5] * 8, [[8], [0, 0]], "Its confusion matrix is not that"),
+        ([0.5] * 8, [[10**30, 0], [0, 0]], "Its confusion matrix is not that"),
+        ([0.5] * 7 + ["x"], [[3, 1], [0, 4]], "A probability is not a number"),
+    ],
 )
-def test_a_damaged_run_is_told(tmp_path: Path, probabilities: list[object], message: str) -> None:
+def test_a_damaged_run_is_told(
+    tmp_path: Path, probabilities: list[object], confusion: list[list[int]], message: str
+) -> None:
     write_predictions(tmp_path, probabilities)
     with pytest.raises(UserError, match=message):
-        metric_intervals(tmp_path, imaginary_results([[3, 1], [0, 4]]))
+        metric_intervals(tmp_path, imaginary_results(confusion))
