@@ -253,7 +253,8 @@ def test_an_error_in_the_report_leaves_the_run_good(
     short = ["schedule=frozen", "schedule.phases.0.epochs=1", "report=true"]
     run_dir = train_tiny(words(*short), tmp_path / "run").run_dir
     printed = capsys.readouterr().out
-    assert "report: could not be written (ZeroDivisionError: no such thing). The run itself is complete." in printed
+    told = "report: could not be written (ZeroDivisionError: no such thing). The run itself is complete."
+    assert told in " ".join(printed.split())
     assert (run_dir / "model/model.json").is_file()
     assert not (run_dir / "report.html").exists()
     monkeypatch.undo()
