@@ -278,8 +278,13 @@ def checked_yaml(text: str, *, name: str) -> str:
     return text
 
 
-def check_zip(path: str | Path, *, name: str | None = None) -> None:
+def check_zip(path: str | Path, *, name: str | None = None, contents: bool = False) -> None:
     """Check that a zip archive, if the file is one, unpacks to no more than its own size, as ``torch.save`` writes it.
+
+    Args:
+        path: Path of the file.
+        name: What messages call it; None for the path.
+        contents: Whether its bytes are compared with the checksums in it, which torch does not do.
 
     Raises:
         UserError: The archive is damaged, or its members are compressed.
@@ -300,6 +305,11 @@ def check_zip(path: str | Path, *, name: str | None = None) -> None:
         raise UserError(f"{name}: damaged. Its members are compressed, which torch.save never does.")
     if sum(member.file_size for member in members) > size:
         raise UserError(f"{name}: damaged. Its members are larger than the file.")
+    if contents:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise UserError(f"{name}: damaged. {damaged} has changed since it was written (its CRC differs).")
 
 
 def leads_out(path: str | Path, folder: str | Path) -> Path | None:

@@ -282,9 +282,22 @@ def _map_features(archive: zipfile.ZipFile, file: IO[bytes], path: Path) -> Feat
         or shape[0] * shape[1] * dtype.itemsize != info.file_size - (file.tell() - begin)
     ):
         raise ValueError("Its features do not have the size that their header states.")
+    data_begins = file.tell()
+    file.seek(begin)
+    # mapped memory is not checked when it is read, as zipfile checks the members that it reads
+    if _crc32(file, info.file_size) != info.CRC:
+        raise ValueError("Its features have changed since they were written (their CRC differs).")
     if not shape[0] * shape[1]:
         return np.zeros(shape, dtype)
-    return np.memmap(path, dtype=dtype, mode="r", offset=file.tell(), shape=shape)
+    return np.memmap(path, dtype=dtype, mode="r", offset=data_begins, shape=shape)
+
+
+def _crc32(file: IO[bytes], size: int) -> int:
+    """Compute the checksum of the next bytes of a file."""
+    found = 0
+    while size > 0 and (part := file.read(min(size, _LARGEST_READ))):
+        found, size = zlib.crc32(part, found), size - len(part)
+    return found
 
 
 def _texts(archive: zipfile.ZipFile, name: str, count: int) -> Iterator[list[str]]:
@@ -323,6 +336,7 @@ def _write_parquet(part: Path, blocks: Iterable[Block], metadata: Mapping[str, A
                     compression=compression,
                     use_dictionary=["label", "split"],
                     write_statistics=False,
+                    write_page_checksum=True,
                 )
             writer.write_table(table)
             count += len(values)
@@ -340,7 +354,7 @@ def _open_parquet(path: Path) -> Iterator[StoredEmbeddings]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path, memory_map=True) as file:
+    with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
         schema = file.schema_arrow
         if _METADATA not in (schema.metadata or {}):
             raise UserError(f"EMBEDDINGS='{path}': is not a file of finetune embeddings.")

@@ -58,7 +58,7 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
         content: Any = load_tensors(path, name=name)
         check_digest(name, content, metadata_entry(path))
     else:
-        check_zip(path, name=name)
+        check_zip(path, name=name, contents=True)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises half a dozen types here, none of them its own

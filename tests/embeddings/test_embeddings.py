@@ -120,6 +120,18 @@ def test_other_and_damaged_files_are_told(tmp_path: Path) -> None:
             Embeddings.load(tmp_path / name)
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_one_flipped_bit_in_the_features_is_noticed(suffix: str, tmp_path: Path) -> None:
+    made, path = sample("float32", 400), tmp_path / f"e{suffix}"
+    made.save(path)
+    whole = bytearray(path.read_bytes())
+    at = whole.index(made.features[200].tobytes())
+    whole[at] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=r"cannot be read as finetune embeddings.*(CRC|could be corrupt)"):
+        Embeddings.load(path)
+
+
 def _parquet(folder: Path) -> Path:
     sample("float32", 4).save(folder / "p.parquet")
     return folder / "p.parquet"

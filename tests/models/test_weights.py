@@ -124,6 +124,16 @@ def test_a_damaged_or_missing_file_is_told_in_one_message(tmp_path: Path) -> Non
         load_state_dict_file(tmp_path / "absent.pth")
 
 
+def test_one_flipped_bit_in_a_pth_is_noticed(tmp_path: Path) -> None:
+    path, weight = tmp_path / "weights.pth", torch.arange(7.0)
+    torch.save({"weight": weight}, path)
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(weight.numpy().tobytes()) + 5] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=r"weights\.pth'.*damaged\. .*data/0 has changed since it was written"):
+        load_state_dict_file(path)
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
