@@ -3,6 +3,7 @@
 # B = batch, C = input channels, H/W = image height/width, K = classes
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.raw_images import check_range
 from finetune.phases import ResolvedPhase, expand_stages
 from finetune.training.callbacks.guards import Guards
-from finetune.training.freezing import apply_phase, trainable_names
+from finetune.training.freezing import apply_phase, trainable_names, without_empty_stages
 from finetune.training.losses import MultiLabelLoss, TrainingLoss
 from finetune.training.low_rank import LORA
 from finetune.training.lr_schedules import LR_SCHEDULES
@@ -60,7 +61,8 @@ class FineTuner(StagedModule):
         warmup_epochs: Epochs of linear warmup at the start.
         batch_norm: ``eval`` keeps the BatchNorm statistics of trainable stages, ``train`` lets them move.
         parameters: Train ``all`` parameters of the trainable stages, or only their ``norms``, ``bias`` or ``gates``; the
-            head always trains whole. ``lora`` is for :func:`finetune.fit`, which merges it when a phase ends.
+            head always trains whole. Stages without such parameters stay frozen, with a warning that names them. ``lora`` is
+            for :func:`finetune.fit`, which merges it when a phase ends.
 
     Raises:
         ConfigError: A stage is unknown, or a setting is out of range; all such problems together.
@@ -135,8 +137,16 @@ class FineTuner(StagedModule):
             batch_norm=batch_norm,
             parameters=parameters,
         )
+        filled = without_empty_stages(classifier, phase)
+        if empty := [stage for stage in phase.train if stage not in filled.train]:
+            warnings.warn(
+                f"train={names}: {', '.join(empty)} of {classifier.backbone.name} "
+                f"{'has' if len(empty) == 1 else 'have'} no {parameters} parameters and "
+                f"{'stays' if len(empty) == 1 else 'stay'} frozen.",
+                stacklevel=3,  # past the check of the arguments, to the line that builds the module
+            )
         default_loss = MultiLabelLoss() if classifier.multi_label else TrainingLoss()
-        super().__init__(classifier, phase, optimizer=optimizer, loss=default_loss if loss is None else loss)
+        super().__init__(classifier, filled, optimizer=optimizer, loss=default_loss if loss is None else loss)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Compute the logits (B, K) of raw images."""

@@ -293,6 +293,19 @@ def test_mistyped_settings_are_named_together_with_the_nearest_valid_ones() -> N
         finetune.FineTuner(tiny_classifier(), train=[])
 
 
+def test_stages_without_parameters_of_the_chosen_kind_stay_frozen_with_a_warning() -> None:
+    vit = tiny_classifier(name="vit_tiny_patch16_224")
+    before = bits(vit)
+    with pytest.warns(UserWarning, match=r"train=\['all'\]: stem of vit_tiny_patch16_224 has no norms parameters and") as seen:
+        module = finetune.FineTuner(vit, train=["all"], parameters="norms")
+    assert seen[0].filename == __file__
+    with trainer(limit_train_batches=1) as fit:
+        fit.fit(module, loader())
+    moved = changed(before, bits(vit))
+    assert moved
+    assert all(vit.stage_of(name) == "head" or "norm" in name for name in moved)
+
+
 def test_a_loss_with_parameters_of_its_own_is_refused() -> None:
     class Learned(nn.CrossEntropyLoss):
         def __init__(self) -> None:
