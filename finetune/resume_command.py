@@ -49,8 +49,8 @@ def resume_command_near(path: Path) -> str:
 def _objects(run_dir: Path) -> list[str]:
     try:
         decided = read_json(run_dir / RECORD, dict).get("decided")
-        objects = decided.get("objects") if isinstance(decided, Mapping) else None
-        return [str(name) for name in objects] if isinstance(objects, Mapping) else []
+        given = [decided.get(key) for key in ("objects", "beside")] if isinstance(decided, Mapping) else []
+        return [str(name) for objects in given if isinstance(objects, Mapping) for name in objects]
     except (UserError, RunError, OSError, RecursionError):
         return []
 

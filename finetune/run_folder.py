@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,11 +63,14 @@ class Decisions:
         precision: Precision such as ``32-true``, unchecked.
         caches: Cache policy of each phase; :func:`finetune.activation_cache.policy.policies_from_plain` reads them.
         objects: Classes of the objects that were given to the run from Python, by argument; None for none.
+        beside: Classes of the callbacks and loggers that were given from Python, by argument: a resumed run asks for them, but
+            does not need them.
     """
 
     precision: Json = None
     caches: tuple[Json, ...]
     objects: Mapping[str, str] | None = None
+    beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

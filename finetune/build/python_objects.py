@@ -1,6 +1,8 @@
 """Objects from Python in place of settings: the data, network, head, loss, transform, callbacks and loggers of a run."""
 
+import logging
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from finetune.input_spec import InputSpec
     from finetune.models.backbone import Backbone
     from finetune.phases import ResolvedPhase
+
+log = logging.getLogger(__name__)
 
 # value of `data.source` in the configuration of a run whose data is an object
 PYTHON = "python"
@@ -59,17 +63,25 @@ class PythonObjects:
         named = {key: _class_of(value) for key, value in given.items() if value is not None}
         return named | ({"metrics": ", ".join(sorted(self.metrics))} if self.metrics else {})
 
+    def beside(self) -> dict[str, tuple[str, ...]]:
+        """Return the class names, by argument, of the objects that a resumed run can do without, if the user says so."""
+        given = {"callbacks": self.callbacks, "loggers": self.loggers}
+        return {key: tuple(_class_of(type(one)) for one in values) for key, values in given.items() if values}
+
 
 def _class_of(value: object) -> str:
     kind = value if isinstance(value, type) or hasattr(value, "__qualname__") else type(value)
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def require_objects(needed: Mapping[str, str], objects: PythonObjects, *, run: str) -> None:
-    """Check that a resumed run is given the objects that it started with.
+def require_objects(
+    needed: Mapping[str, str], beside: Mapping[str, Sequence[str]], objects: PythonObjects, *, run: str
+) -> None:
+    """Check that a resumed run is given the objects that it started with; warn about callbacks and loggers that it is not.
 
     Args:
         needed: Names that :meth:`PythonObjects.names` returned when the run began.
+        beside: Names that :meth:`PythonObjects.beside` returned when the run began.
         objects: Objects given now; none on the command line.
         run: Run folder as the user wrote it.
 
@@ -77,12 +89,24 @@ def require_objects(needed: Mapping[str, str], objects: PythonObjects, *, run: s
         UserError: Objects are missing, or there are too many; the message shows the call.
     """
     given = objects.names()
+    call = resume_in_python(run, [*needed, *beside])
     if set(given) == set(needed):
+        now = objects.beside()
+        missing = {key: Counter(names) - Counter(now.get(key, ())) for key, names in beside.items()}
+        if named := [f"{key} ({', '.join(names.elements())})" for key, names in missing.items() if names]:
+            log.warning(
+                "RUN='%s': started with %s from Python, which are not given now, so it continues without them and may end "
+                "differently. To continue with them, stop it and call in Python: %s, or the finetune.fit(...) that began it "
+                "with resume='auto'.",
+                run,
+                " and ".join(named),
+                call,
+            )
         return
     what = ", ".join(f"{key} ({name})" for key, name in needed.items()) or "no objects"
     raise UserError(
         f"RUN='{run}': must be resumed with the objects that it started with. It started with {what}; given: "
-        f"{', '.join(given) or 'none'}. Call in Python: {resume_in_python(run, needed)}."
+        f"{', '.join(given) or 'none'}. Call in Python: {call}."
     )
 
 

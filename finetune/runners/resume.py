@@ -96,7 +96,7 @@ def resume(
         _verify(run_dir)
         _complete(run_dir, config, trust=trust)
         return _finished_result(run_dir)
-    require_objects(record.decided.objects or {}, objects, run=str(run_dir))
+    require_objects(record.decided.objects or {}, record.decided.beside, objects, run=str(run_dir))
     if typed is None:
         config = _for_this_machine(config, overrides, saved_in=run_dir / CONFIG)
     # loggers may change only where the user types them: a file could name any class

@@ -91,6 +91,7 @@ def _train(
                     precision=decision.precision.name,
                     caches=tuple(policy.to_plain() for policy in decision.cache_policies),
                     objects=objects.names() or None,
+                    beside=objects.beside(),
                 ),
             )
             show(f"precision: {decision.precision.name} ({decision.precision.why})")

@@ -86,6 +86,19 @@ class Killed(pl.Callback):
             raise RuntimeError("struck by lightning")
 
 
+class Remembers(pl.Callback):
+    batches = 0
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.batches += 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.batches = state_dict["batches"]
+
+
 OWN: dict[str, Any] = {**QUICK, "classes": ["red", "green", "blue"]}
 OWN["monitor"] = "val/blue"
 OWN["schedule"] = [finetune.Phase(train=["head"], epochs=3, lr=1e-2, cache="off")]
@@ -162,16 +175,24 @@ def test_a_run_of_a_head_given_as_an_object_shows_the_calls_in_python_that_open_
 
 
 def test_a_killed_run_of_own_parts_is_resumed_with_them_to_the_same_bits(
-    own_run: tuple[Any, Count, Path], tmp_path: Path
+    own_run: tuple[Any, Count, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, _, _ = own_run
-    with pytest.raises(finetune.RunError, match="struck by lightning"):
-        finetune.fit(**OWN | own_parts() | {"callbacks": [Killed()], "run_dir": tmp_path / "run"})
+    with pytest.raises(
+        finetune.RunError, match=r"struck by lightning[\s\S]*metrics=\.\.\., callbacks=\.\.\.\) in Python"
+    ):
+        finetune.fit(**OWN | own_parts() | {"callbacks": [Killed(), Remembers()], "run_dir": tmp_path / "run"})
     with pytest.raises(
         UserError, match=r"It started with data .*, head .*test_fit\.Head.*finetune\.resume\(.*head=\.\.\."
     ):
         finetune.resume(tmp_path / "run")
-    resumed = finetune.resume(tmp_path / "run", **own_parts(), classes=["red", "green", "blue"])
+    remembers = Remembers()
+    classes = ["red", "green", "blue"]
+    resumed = finetune.resume(tmp_path / "run", **own_parts(), classes=classes, callbacks=[remembers])
+    # a callback that is given again goes on where it was; one that is not is named
+    assert remembers.batches == 3 * 3
+    missing = f"started with callbacks ({__name__}.Killed) from Python, which are not given now"
+    assert missing in capsys.readouterr().err
     assert resumed is not None
     assert resumed.results.weights_hash == whole.results.weights_hash
     assert resumed.results.test == whole.results.test
@@ -464,7 +485,8 @@ def test_an_error_of_your_own_code_is_one_message_with_its_traceback_in_the_run_
 
     with pytest.raises(
         RunError,
-        match=r"KeyError: 'a key of mine'\nThe run failed; .*/run/error\.log\. .* finetune\.resume\('.*', data=\.\.\.\)",
+        match=r"KeyError: 'a key of mine'\nThe run failed; .*/run/error\.log\. .* finetune\.resume\('.*', data=\.\.\., "
+        r"callbacks=\.\.\.\)",
     ):
         finetune.fit(Colours(), **QUICK, callbacks=[Fails()], run_dir=tmp_path / "run")
     trace = (tmp_path / "run/error.log").read_text()

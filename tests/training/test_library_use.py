@@ -296,7 +296,9 @@ def test_mistyped_settings_are_named_together_with_the_nearest_valid_ones() -> N
 def test_stages_without_parameters_of_the_chosen_kind_stay_frozen_with_a_warning() -> None:
     vit = tiny_classifier(name="vit_tiny_patch16_224")
     before = bits(vit)
-    with pytest.warns(UserWarning, match=r"train=\['all'\]: stem of vit_tiny_patch16_224 has no norms parameters and") as seen:
+    with pytest.warns(
+        UserWarning, match=r"train=\['all'\]: stem of vit_tiny_patch16_224 has no norms parameters and"
+    ) as seen:
         module = finetune.FineTuner(vit, train=["all"], parameters="norms")
     assert seen[0].filename == __file__
     with trainer(limit_train_batches=1) as fit:
