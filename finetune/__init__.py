@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from finetune.api.fit import fit, resume
     from finetune.api.models import embed, load, pick, predict, save_bundle, search
     from finetune.api.phase import Phase
+    from finetune.api.schedule import Schedule
     from finetune.api.steps import Export, Plan, audit, evaluate, export, ladder, plan
     from finetune.embeddings.embeddings import Embeddings
     from finetune.inference.trained_model import TrainedModel
@@ -51,6 +52,7 @@ _LATER = {
     "plot_confusion": "finetune.api.figures",
     "top_losses": "finetune.api.figures",
     "Phase": "finetune.api.phase",
+    "Schedule": "finetune.api.schedule",
     "plan": "finetune.api.steps",
     "audit": "finetune.api.steps",
     "evaluate": "finetune.api.steps",
@@ -74,6 +76,7 @@ __all__ = [
     "Plan",
     "RunError",
     "RunResult",
+    "Schedule",
     "Table",
     "TrainedModel",
     "UserError",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from finetune.api.model_argument import Run
+    from finetune.api.phase import PhaseList
     from finetune.models.backbone import Backbone
     from finetune.training.run_result import RunResult
 
@@ -25,7 +26,7 @@ def fit(
     *,
     backbone: "str | Backbone | nn.Module" = "resnet18",
     head: "str | Mapping[str, Any] | nn.Module | None" = None,
-    schedule: str | PhaseConfig | Sequence[PhaseConfig] = "gradual",
+    schedule: "str | PhaseConfig | Sequence[PhaseConfig] | PhaseList" = "gradual",
     weights: str | Path | None = None,
     stages: Mapping[str, Sequence[str]] | None = None,
     lr: float | None = None,
@@ -62,7 +63,7 @@ def fit(
             own with ``stages``.
         head: ``linear``, ``mlp``, ``cosine``; settings such as ``{"name": "mlp", "hidden": 256}``; or a module of your own from
             features (B, D) to logits (B, K). None uses the configuration's.
-        schedule: Name of a schedule in ``conf/schedule``, or phases in order.
+        schedule: Name of a schedule in ``conf/schedule``, phases in order, or a :class:`finetune.Schedule` of either.
         weights: Where the backbone's weights come from; None uses the configuration's, or those of a given module.
         stages: For a module of your own: the child modules of each stage, in order from the input.
         lr: Highest learning rate of the schedule; phases keep their ratios to it. None keeps the schedule's.

@@ -1,12 +1,13 @@
-"""A phase of a schedule, as Python users write it."""
+"""A phase of a schedule, and phases in order, as Python users write them."""
 
 import inspect
-from dataclasses import MISSING, fields
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from finetune.arguments import KINDS, check_kinds, check_names
 from finetune.config.schema import PhaseConfig, setting_of
-from finetune.errors import UserError
+from finetune.errors import UserError, type_in_words
 
 
 class Phase(PhaseConfig):
@@ -65,3 +66,46 @@ def _described() -> str:
 
 Phase.__doc__ = _described()
 Phase.__signature__ = inspect.signature(PhaseConfig)  # type: ignore[attr-defined]  # of inspect
+
+
+@dataclass(frozen=True)
+class PhaseList:
+    """The phases of a schedule in order, or the name of a schedule in ``conf/schedule``.
+
+    Args:
+        phases: A name, a phase, or phases in order; those without a name get that of their stages.
+
+    Raises:
+        UserError: They are something else.
+    """
+
+    phases: str | PhaseConfig | Sequence[PhaseConfig]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.phases, str):
+            return
+        if not isinstance(self.phases, (PhaseConfig, list, tuple)):
+            raise UserError(
+                f"schedule: must be a name or phases. It is {type_in_words(self.phases)}. Give 'gradual', or "
+                "[finetune.Phase(train=['head'], epochs=3), finetune.Phase(train=['all'], lr=1e-4)]."
+            )
+        given = [self.phases] if isinstance(self.phases, PhaseConfig) else self.phases
+        object.__setattr__(self, "phases", tuple(_named(given)))
+
+
+def _named(given: Sequence[Any]) -> list[PhaseConfig]:
+    phases, taken = [], set()
+    for phase in given:
+        if not isinstance(phase, PhaseConfig):
+            raise UserError(
+                f"schedule: is a list with {type_in_words(phase)}. Give finetune.Phase(train=['head'], epochs=3, lr=1e-3), "
+                "or the name of a schedule."
+            )
+        train = [phase.train] if isinstance(phase.train, str) else list(phase.train)
+        name = phase.name if phase.name != PhaseConfig().name else "-".join(train) or phase.name
+        number = 2
+        while name in taken:
+            name, number = f"{name.rstrip('0123456789').rstrip('-')}-{number}", number + 1
+        taken.add(name)
+        phases.append(replace(phase, name=name, train=train))
+    return phases

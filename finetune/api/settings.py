@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from finetune.api.phase import PhaseList
 from finetune.arguments import described
 from finetune.build.python_objects import PYTHON, PythonObjects
 from finetune.config import check_overrides, compose
@@ -32,7 +33,7 @@ class FitArguments:
     data: Any
     backbone: Any = "resnet18"
     head: Any = None
-    schedule: str | PhaseConfig | Sequence[PhaseConfig] = "gradual"
+    schedule: str | PhaseConfig | Sequence[PhaseConfig] | PhaseList = "gradual"
     weights: str | Path | None = None
     stages: Mapping[str, Sequence[str]] | None = None
     lr: float | None = None
@@ -129,8 +130,8 @@ class FitArguments:
             words.append(f"head={self.head}")
         elif isinstance(self.head, Mapping):
             words += [f"head.{key}={value}" for key, value in self.head.items()]
-        if isinstance(self.schedule, str):
-            words.append(f"schedule={self.schedule}")
+        if isinstance(named := self._schedule.phases, str):
+            words.append(f"schedule={named}")
         words += [f"{key}={value}" for key, value in (("lr", self.lr), ("epochs", self.epochs)) if value is not None]
         if isinstance(self.loss, str):
             words.append(f"loss={self.loss}")
@@ -156,29 +157,13 @@ class FitArguments:
         return words
 
     def _phases(self) -> list[PhaseConfig] | None:
-        """Return the phases of a list, or None for a schedule by its name; phases without a name get that of their stages."""
-        if isinstance(self.schedule, str):
-            return None
-        if not isinstance(self.schedule, (PhaseConfig, list, tuple)):
-            raise UserError(
-                f"schedule: must be a name or phases. It is {type_in_words(self.schedule)}. Give 'gradual', or "
-                "[finetune.Phase(train=['head'], epochs=3), finetune.Phase(train=['all'], lr=1e-4)]."
-            )
-        phases, taken = [], set()
-        for phase in [self.schedule] if isinstance(self.schedule, PhaseConfig) else self.schedule:
-            if not isinstance(phase, PhaseConfig):
-                raise UserError(
-                    f"schedule: is a list with {type_in_words(phase)}. Give finetune.Phase(train=['head'], epochs=3, lr=1e-3), "
-                    "or the name of a schedule."
-                )
-            train = [phase.train] if isinstance(phase.train, str) else list(phase.train)
-            name = phase.name if phase.name != PhaseConfig().name else "-".join(train) or phase.name
-            number = 2
-            while name in taken:
-                name, number = f"{name.rstrip('0123456789').rstrip('-')}-{number}", number + 1
-            taken.add(name)
-            phases.append(replace(phase, name=name, train=train))
-        return phases
+        """Return the phases of a list, or None for a schedule by its name."""
+        phases = self._schedule.phases
+        return None if isinstance(phases, str) else list(cast(Sequence[PhaseConfig], phases))
+
+    @property
+    def _schedule(self) -> PhaseList:
+        return self.schedule if isinstance(self.schedule, PhaseList) else PhaseList(self.schedule)
 
     def source_for(self, config: Config) -> "Source":
         """Build the data set of a run again from its object.

@@ -1,6 +1,7 @@
 """The steps beside training, from Python: typed results that show themselves in a notebook, and figures."""
 
 import shutil
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,25 @@ def test_a_plan_has_phases_stages_and_seconds_and_trains_nothing(pets: Path, tmp
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=r"lrr: not an argument of finetune\.plan"):
         finetune.plan(pets, lrr=1)
+
+
+def test_a_schedule_plans_and_trains_on_data_as_fit_does(pets: Path, run: Any, tmp_path: Path) -> None:
+    schedule = finetune.Schedule(QUICK["schedule"])
+    with pytest.raises(FrozenInstanceError):
+        schedule.phases = "gradual"  # type: ignore[misc]  # the mistake under test
+    rest = {key: value for key, value in QUICK.items() if key != "schedule"}
+    trained = schedule.fit(pets, **rest, run_dir=tmp_path / "run")
+    assert trained.results.weights_hash == run.results.weights_hash
+    by_keyword = finetune.plan(pets, **rest, schedule=finetune.Schedule("probe"))
+    for plan in (by_keyword, finetune.Schedule("probe").plan(pets, **rest)):
+        assert [phase.name for phase in plan.phases] == ["probe"]
+    assert str(schedule.plan(pets, **rest)).splitlines()[0] == str(finetune.plan(pets, **QUICK)).splitlines()[0]
+    with pytest.raises(
+        UserError, match=r"schedule='full': not an argument of Schedule\.fit, which trains its own phases"
+    ):
+        schedule.fit(pets, schedule="full")
+    with pytest.raises(UserError, match=r"schedule: is a list with .*Give finetune\.Phase"):
+        finetune.Schedule([finetune.Phase(train=["head"]), "full"])  # type: ignore[list-item]  # the mistake under test
 
 
 def test_an_audit_shows_its_findings_with_names_escaped(pets: Path) -> None:
