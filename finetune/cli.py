@@ -45,6 +45,7 @@ COMMANDS = {
     "runs": Command("runs", "list runs, compare them side by side, free the disk"),
     "sweep-table": Command("sweep_table", "write the table of a sweep again from its jobs' records"),
     "resume": Command("resume", "continue a stopped run"),
+    "grow": Command("grow", "teach a trained run new classes"),
     "evaluate": Command("evaluate", "test a trained run on any data"),
     "predict": Command("predict", "classify images (CSV, JSON Lines or Parquet)"),
     "pick": Command("pick", "choose which images to label next"),

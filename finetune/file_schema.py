@@ -119,6 +119,20 @@ _UNKNOWN: dict[str, Field] = {
 }
 
 
+# only for a run of finetune grow
+_GROWTH: dict[str, Field] = {
+    "old_classes[]": (str, "classes of the earlier model, under their names now"),
+    "new_classes[]": (str, "classes that it did not have"),
+    "rehearsed": ((bool, type(None)), "whether the training images show old classes"),
+    "old_images": ((int, type(None)), "test images of old classes"),
+    "new_images": ((int, type(None)), "test images of new classes"),
+    "before": ((float, type(None)), "accuracy of the earlier model on the test images of old classes"),
+    "after": ((float, type(None)), "accuracy of this model on the same images"),
+    "new": ((float, type(None)), "its accuracy on the test images of new classes"),
+    "why_not": ((str, type(None)), "why there are no test images of old classes; empty if there are"),
+}
+
+
 # only with several labels and thresholds=f1; absent in runs of earlier versions
 _THRESHOLDS: dict[str, Field] = {
     "values[]": (float, "decision threshold of each class, in the order of the classes"),
@@ -161,6 +175,7 @@ _RESULTS: dict[str, Field] = {
     "threads": (int, "threads that torch computed with; sums depend on it in their last bits"),
     **_under("calibration", _CALIBRATION),
     **_under("unknown", _UNKNOWN),
+    **_under("growth", _GROWTH),
 }
 
 # results.json of a run with one label per image, and of a multi-label run
@@ -455,7 +470,8 @@ def check_fields(values: Mapping[str, object], fields: Fields, *, name: str, of_
         found.add(field)
         kind = fields[field][0]
         # bool is a subclass of int
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if not isinstance(value, kind) or (isinstance(value, bool) and not {bool, object} & set(kinds)):
             problems.append(f"{path} is {type_in_words(value)}")
     # an empty list or table has no leaves, and a field that may be null may be left out
     optional = {name for name, (kind, _) in fields.items() if "[]" in name or "*" in name or _may_be_null(kind)}

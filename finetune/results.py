@@ -396,6 +396,55 @@ class UnknownImages:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Growth:
+    """How a model that grew from an earlier one does on the classes of that one, and on its new ones.
+
+    Args:
+        old_classes: Classes of the earlier model, under their names now.
+        new_classes: Classes that it did not have.
+        rehearsed: Whether the training images show old classes.
+        old_images: Test images of old classes.
+        new_images: Test images of new classes.
+        before: Accuracy of the earlier model on the test images of old classes; None without such images.
+        after: Accuracy of this model on the same images, with the new classes to choose from too; None likewise.
+        new: Its accuracy on the test images of new classes; None without such images.
+        why_not: Why there are no test images of old classes; empty if there are.
+    """
+
+    old_classes: tuple[str, ...]
+    new_classes: tuple[str, ...]
+    rehearsed: bool
+    old_images: int
+    new_images: int
+    before: float | None = None
+    after: float | None = None
+    new: float | None = None
+    why_not: str = ""
+
+    def in_words(self) -> str:
+        """Return one line for the end of a run and the card.
+
+        >>> growth = Growth(old_classes=("a", "b"), new_classes=("c",), rehearsed=True, old_images=40, new_images=9,
+        ...     before=0.95, after=0.925, new=1.0)
+        >>> growth.in_words()
+        '2 old classes: accuracy 0.9500 before, 0.9250 now (-0.0250) on 40 test images; 1 new class: 1.0000 on 9'
+        """
+        old = counted(len(self.old_classes), "old class", "old classes")
+        if self.before is None or self.after is None:
+            words = f"{old}: not tested, {self.why_not}"
+        else:
+            words = (
+                f"{old}: accuracy {self.before:.4f} before, {self.after:.4f} now ({self.after - self.before:+.4f}) on "
+                f"{counted(self.old_images, 'test image')}"
+            )
+        if self.new is not None:
+            words += (
+                f"; {counted(len(self.new_classes), 'new class', 'new classes')}: {self.new:.4f} on {self.new_images}"
+            )
+        return words
+
+
+@dataclass(frozen=True, kw_only=True)
 class Results:
     """The contents of ``results.json``.
 
@@ -417,6 +466,7 @@ class Results:
         calibration: The temperature of the model; None with ``calibrate=false``, and in runs of earlier versions.
         unknown: How the model tells unknown images; None with ``accept_known=null``, and in runs of earlier versions.
         thresholds: With several labels, decision thresholds that were fitted; None for one half.
+        growth: Old and new classes of a model that grew from an earlier one; None for any other.
     """
 
     test: SplitMetrics
@@ -436,3 +486,4 @@ class Results:
     calibration: Calibration | None = None
     unknown: UnknownImages | None = None
     thresholds: DecisionThresholds | None = None
+    growth: Growth | None = None

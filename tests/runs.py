@@ -26,6 +26,8 @@ _RARE = (
     "unknown.sha256",
     # only with thresholds=f1
     "thresholds",
+    # only of finetune grow
+    "growth",
 )
 
 

@@ -36,7 +36,7 @@ COMMANDS = {
     "embed": ["IMAGES", "--output", "OUT/e.npz"],
 }
 # these open other files of a run than its bundle; their pickles have tests of their own below
-APART = {"resume", "report"}
+APART = {"resume", "report", "grow"}
 
 
 class Payload:

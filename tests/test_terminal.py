@@ -46,6 +46,7 @@ def test_no_command_passes_a_control_character_of_a_name_to_the_terminal(
         "audit": [data],
         "train": [words, [*words, "seed=1\x1b[31m"], ["data=folder", "data.root='no\x1b[31m'"]],
         "resume": [[run], ["no\x1b[31m"], [run, "seed=\x1b[31m"]],
+        "grow": [[run, *data], [run, "data=folder", "data.root='no\x1b[31m'"], ["no\x1b[31m", *data]],
         "evaluate": [[run, "--at-least", "acc=0"]],
         "report": [[run]],
         "predict": [[run, images, "--output", "p\x1b[31m.csv", "--sheet", "s\x1b[31m.html", "--excel"]],
@@ -78,6 +79,7 @@ def test_no_command_passes_a_control_character_of_a_name_to_the_terminal(
     # the first call of each does its work; an audit that finds errors ends with 1
     assert {command: status for command, status in ended.items() if status} == {
         "audit": 1,
+        "grow": 2,
         "sweep-table": 2,
         "ladder": 2,
         "serve": 2,

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 from finetune.build.python_objects import PythonObjects
 from finetune.build.user_objects import user_backbone, user_head, user_modules
 from finetune.config.schema import Config
+from finetune.counted import counted
 from finetune.errors import UserError, shortened
 from finetune.models.adaptations import ADAPTATIONS
 
 if TYPE_CHECKING:  # imported where they are used, so that a wrong path is reported before torch is loaded
+    from torch import nn
+
     from finetune.data.image_source import Source
     from finetune.models.backbone import Backbone
     from finetune.models.classifier import Classifier
@@ -104,7 +107,6 @@ def build_model(
     """
     from finetune.models.classifier import adaptation_cost, build_classifier
     from finetune.models.heads import HEADS
-    from finetune.models.weights import hash_of_backbone, load_head
 
     backbone = objects.backbone or build_pretrained(config, show, trusted=trusted)
     classes = source.index.classes
@@ -146,15 +148,83 @@ def build_model(
         head_target=node,
     )
     if config.head.weights:
-        classifier.head = load_head(
-            Path(config.head.weights),
-            backbone_hash=hash_of_backbone(classifier.backbone),
-            classes=classes,
-            multi_label=classifier.multi_label,
-            own=own,
-        )
-        show(f"head: from {config.head.weights}")
+        _load_head(classifier, config, source, show, own=own)
     return classifier
+
+
+# images of a new class whose mean features its row begins with, at most
+_IMPRINTED = 200
+
+
+def _load_head(
+    classifier: "Classifier", config: Config, source: "Source", show: Show, *, own: "nn.Module | None"
+) -> None:
+    """Give the classifier the head that ``head.weights`` names; the rows of classes that it lacks are imprinted.
+
+    Raises:
+        UserError: The head belongs to another backbone or to other classes, or cannot be read.
+    """
+    import torch
+
+    from finetune.data.datamodule import ImageDataModule
+    from finetune.models.chunks import run_in_chunks
+    from finetune.models.imprinting import merged_names
+    from finetune.models.modes import evaluating
+    from finetune.models.weights import hash_of_backbone, load_head, read_metadata
+
+    given, index = Path(str(config.head.weights)), source.index
+    imprinted: dict[str, int] = {}
+    file = _head_file(given)
+    old = list((read_metadata(file) or {}).get("classes", ())) if file.suffix == ".safetensors" else []
+    old_names = {config.data.rename.get(name, name) for name in old}
+
+    def embed(images_BCHW: torch.Tensor) -> torch.Tensor:
+        features_BD: torch.Tensor = classifier.backbone(classifier.prepare(images_BCHW))
+        return features_BD
+
+    @torch.no_grad()
+    def features_of(name: str) -> torch.Tensor:
+        rows = index.rows("train")
+        rows = rows[index.targets[rows] == index.classes.index(name)]
+        rows = rows[:: max(1, -(-len(rows) // _IMPRINTED))]
+        if name not in old_names:
+            imprinted[name] = len(rows)
+        data = ImageDataModule(source=source, spec=classifier.input_spec, num_workers=0)
+        with evaluating(classifier):
+            return (
+                torch.zeros(0)
+                if not len(rows)
+                else torch.cat([run_in_chunks(embed, batch.images) for batch in data.rows_dataloader(rows)])
+            )
+
+    classifier.head = load_head(
+        file,
+        backbone_hash=hash_of_backbone(classifier.backbone),
+        classes=index.classes,
+        multi_label=classifier.multi_label,
+        own=own,
+        rename=config.data.rename,
+        features_of=None if index.multi_label else features_of,
+    )
+    merged = [
+        f"{new} is the mean of {', '.join(those)}" for new, those in merged_names(config.data.rename, old).items()
+    ]
+    new = [f"{name} ({counted(number, 'image')})" for name, number in imprinted.items()]
+    rows = [f"{counted(len(index.classes) - len(new), 'class', 'classes')} as they were" if new or merged else ""]
+    rows += [f"imprinted: {shortened(new)}"] * bool(new) + [f"merged: {shortened(merged)}"] * bool(merged)
+    show(f"head: from {config.head.weights}{', ' if new or merged else ''}{'; '.join(filter(None, rows))}")
+
+
+def _head_file(given: Path) -> Path:
+    """Return the file of a head: the one that was given, or that of a run or a bundle.
+
+    Raises:
+        UserError: The folder holds no bundle.
+    """
+    from finetune.bundle import HEAD_WEIGHTS, find_bundle
+    from finetune.safe_files import inside
+
+    return inside(find_bundle(given), HEAD_WEIGHTS, of="bundle") if given.is_dir() else given
 
 
 def build_described_model(

@@ -87,6 +87,8 @@ def build_source(
     Raises:
         UserError: There is no such source, it does not take a setting that is set, or its data cannot be used.
     """
+    from finetune.data.class_list import arrange_classes
+
     data = config.data
     kind = source_kind(data.source)
     specific = kind.specific_settings(data)
@@ -106,6 +108,7 @@ def build_source(
     meant = ({"use": use} if kind.decodes else {}) | ({"download": download} if kind.downloads else {})
     known = {"listing": listing} if listing is not None else {}
     source = kind.builder()(**specific, split=split_settings(config), **pixels, **meant, **known)
+    arrange_classes(source.index, first=data.old_classes or (), rename=data.rename)
     if kind.decodes and source.facts is not None:
         _check_channels(source, source.facts, setting=f"input.channels={config.input.channels}")
     if kind.decodes and config.input.channels == "auto":
@@ -126,7 +129,7 @@ def refuse_other_settings(data: DataConfig, *, taken: Sequence[str], name: str) 
     """
     for key in fields(DataConfig):
         value = getattr(data, key.name)
-        if value not in (None, key.default) and key.name not in (*taken, *_OF_THE_LOADER):
+        if value not in (None, {}, key.default) and key.name not in (*taken, *_OF_THE_LOADER):
             raise UserError(f"data.{key.name}={value!r}: not a setting of {name}, which takes {', '.join(taken)}.")
 
 

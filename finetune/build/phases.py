@@ -138,8 +138,9 @@ def _descends(config: Config, objects: PythonObjects, phases: "Sequence[Resolved
         # a solved head does not measure user-supplied metrics
         or config.monitor.removeprefix("val/") in config.metrics
         or phase.train != ("head",)
-        # a solved head does not start from given weights
-        or bool(config.head.weights)
+        # a solved head does not start from given weights; one that grows is solved for old and new classes alike, unless
+        # finetune grow has set solver=gradient because the data does not show the old ones
+        or bool(config.head.weights and config.data.old_classes is None)
         or bool(phase.mixup or phase.cutmix or phase.lr_trials)
         or (later is not None and later.carry_optimizer)
     )

@@ -140,6 +140,15 @@ class DataConfig:
         example="data.split_from=my_run",
         is_path=True,
     )
+    old_classes: Optional[list[str]] = setting(
+        None,
+        "classes of an earlier model, which come first in this order, with images or without; finetune grow sets it; null: none",
+    )
+    rename: dict[str, str] = setting(
+        dict,
+        "new names of classes, by their old ones; classes of one new name are merged",
+        example="data.rename.tabby=cat",
+    )
     on_unreadable: str = setting("error", "what to do with an image that cannot be read", choices=("error", "skip"))
     max_pixels: Optional[int] = setting(None, "maximum pixels of an image; null: Pillow's limit, 178,956,970", least=1)
     high_depth: str = setting(
@@ -272,7 +281,7 @@ class HeadConfig:
     scale: float = setting(16.0, "initial value of the learned scale of the cosines (head=cosine)")
     weights: Optional[str] = setting(
         None,
-        "a file of finetune export --format head to start from; null: random",
+        "a file of finetune export --format head, a run or a bundle to start from; classes it lacks are imprinted; null: random",
         example="head.weights=head.safetensors",
         is_path=True,
     )

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from finetune.atomic_files import atomic_path
 from finetune.errors import FileError, UserError, first_line, shortened, type_in_words
 from finetune.file_errors import read_error
-from finetune.models.heads import build_head
+from finetune.models.heads import HEADS, build_head
+from finetune.models.heads.linear import LinearHead
+from finetune.models.imprinting import grown_head
 from finetune.models.size_limit import TooManyParametersError, parameters_at_most
 from finetune.models.user_modules import OWN
 from finetune.safe_files import check_safetensors, check_zip, load_tensors, need, parse_json, tensor_shapes
@@ -384,8 +386,10 @@ def load_head(
     classes: Sequence[str],
     multi_label: bool = False,
     own: nn.Module | None = None,
+    rename: Mapping[str, str] | None = None,
+    features_of: Callable[[str], Tensor] | None = None,
 ) -> nn.Module:
-    """Read a head if it belongs to this backbone and these classes.
+    """Read a head if it belongs to this backbone and these classes, or to some of them.
 
     Args:
         path: Path of the ``.safetensors`` file.
@@ -393,6 +397,8 @@ def load_head(
         classes: Class names in the order of the logits.
         multi_label: Whether an image may show several classes or none.
         own: The user's own head, into which the weights are loaded; None builds the head that the file describes.
+        rename: New names of the file's classes, by the old ones; see :func:`finetune.models.imprinting.grown_head`.
+        features_of: Returns the features (N, D) of images of a class that the file lacks; None refuses a file that lacks some.
 
     Raises:
         UserError: The file does not hold a head, the head was trained on another backbone, another class list or another kind of
@@ -404,7 +410,9 @@ def load_head(
     if metadata is None or metadata.get("kind") != "head":
         raise UserError(f"{name}: not a head. Make one with `finetune export RUN --format head`.")
     need(metadata, {"head": dict, "classes": list, "backbone_hash": str}, name=name)
-    if metadata["classes"] != list(classes):
+    names = [(rename or {}).get(name, name) for name in metadata["classes"] if isinstance(name, str)]
+    grows = names != list(classes) and features_of is not None and set(names) <= set(classes)
+    if names != list(classes) and not grows:
         trained_classes, given_classes = metadata["classes"], list(classes)
         different = [f"{a!r} instead of {b!r}" for a, b in zip(trained_classes, given_classes, strict=False) if a != b]
         raise UserError(
@@ -430,6 +438,11 @@ def load_head(
             f"{name}: holds the weights of a user-supplied class, {printable(str(metadata['head'].get('class')))[:200]}. "
             "Give that class too: head._target_=CLASS."
         )
+    if grows and not (described in HEADS and HEADS[described].is_linear and own is None):
+        raise UserError(
+            f"{name}: holds a {printable(str(described))[:200]} head of {len(names)} classes, and the data has "
+            f"{len(classes)}. Only a linear head takes new classes. Train a new head."
+        )
     if described != OWN and own is not None:
         raise UserError(
             f"{name}: holds a {printable(str(described))[:200]} head, not one of head._target_. Leave one of them out."
@@ -451,7 +464,13 @@ def load_head(
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:
         raise UserError(f"{name}: holds values that are not finite: {shortened(broken)}. Train a new head.")
-    return head
+    if not grows:
+        return head
+    assert isinstance(head, LinearHead)
+    assert features_of is not None
+    if len(names) != len(head.fc.weight):
+        raise UserError(f"{name}: damaged. It names {len(names)} classes and has {len(head.fc.weight)} rows.")
+    return grown_head(head, names=names, classes=classes, features_of=features_of)
 
 
 def _unfit(error: Exception, path: str | Path, *, name: str) -> UserError | FileError:

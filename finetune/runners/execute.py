@@ -25,6 +25,7 @@ from finetune.file_errors import file_error
 from finetune.process_tuning import collect_garbage_as_usual, free_memory, release_freed_blocks, retain_freed_blocks
 from finetune.resume_command import resume_command
 from finetune.run_names import RECORD
+from finetune.runners.growth import measure_growth
 from finetune.runners.report import report_finished
 from finetune.terminal import escape
 from finetune.terminal_log import show
@@ -74,7 +75,14 @@ def execute(
         _tune_for_training()
     with loggers.recording(flat({key: value for key, value in to_plain(config).items() if key != "logger"})):
         with quiet_lightning(), saving_traceback(folder), passing_run_dir(run_dir):
-            run = Run(context=context, card=model_card, free_memory=free_memory if tune_process else gc.collect)
+            run = Run(
+                context=context,
+                card=model_card,
+                growth=lambda classifier, evaluated, start: measure_growth(
+                    config, classifier, evaluated, source=parts.source, start=start
+                ),
+                free_memory=free_memory if tune_process else gc.collect,
+            )
             result = run.execute()
         _show_results(result, config, parts.source.index)
         # before the report, which reads them
@@ -226,6 +234,8 @@ def _show_results(result: "RunResult", config: Config, index: "Index") -> None:
     results = result.results
     show(f"\n{result_table(results)}\n")
     show(f"test: {results.test.in_words()} on {counted(len(index.rows('test')), 'image')}")
+    if results.growth is not None:
+        show(f"growth: {results.growth.in_words()}")
     if results.calibration is not None and (calibration := results.calibration.in_words()):
         show(f"calibration: {calibration}")
     if results.thresholds is not None:

@@ -14,7 +14,7 @@ from finetune.distributed import is_rank_zero
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
 from finetune.plain import to_plain
-from finetune.results import PhaseResult, Results
+from finetune.results import Growth, PhaseResult, Results
 from finetune.training.calibrating import apply_thresholds, calibrate, with_probabilities
 from finetune.training.eval_outputs import SplitEvaluation, Validation, save_outputs
 from finetune.training.evaluation import evaluate, require_finite
@@ -33,11 +33,14 @@ class Run:
     Args:
         context: Network, data, schedule, folder and settings, which the phases share.
         card: Function that writes the model card from the network and the results.
+        growth: Function that measures old and new classes of a network that grew from another, from the network, its outputs and
+            the file of the weights that training started from; it returns None for any other network.
         free_memory: Function called before each phase and before the test.
     """
 
     context: RunContext
     card: Callable[[Classifier, Results], str]
+    growth: Callable[[Classifier, Mapping[str, SplitEvaluation], Path], Growth | None] = lambda *_: None
     free_memory: Callable[[], object] = gc.collect
 
     def execute(self) -> RunResult:
@@ -130,6 +133,7 @@ class Run:
             calibration=calibration,
             unknown=unknown,
             thresholds=thresholds,
+            growth=self.growth(context.classifier, evaluated, context.phase_folder(0).start),
         )
         if is_rank_zero():
             outputs = {split: with_probabilities(context.classifier, one.outputs) for split, one in evaluated.items()}

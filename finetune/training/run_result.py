@@ -16,6 +16,7 @@ from finetune.results import (
     Calibration,
     DataFacts,
     DecisionThresholds,
+    Growth,
     PhaseResult,
     Results,
     RunFacts,
@@ -69,6 +70,7 @@ def run_results(
     calibration: Calibration | None = None,
     unknown: UnknownImages | None = None,
     thresholds: DecisionThresholds | None = None,
+    growth: Growth | None = None,
 ) -> Results:
     """Return the results of a run.
 
@@ -82,6 +84,7 @@ def run_results(
         calibration: Temperature of the network; None if it was not calibrated.
         unknown: How it tells unknown images; None if it does not.
         thresholds: Its decision thresholds; None for one half.
+        growth: What it is worth on old and new classes; None if it did not grow from another.
     """
     index, decode_options = data.source.index, data.source.decode_options
     return Results(
@@ -114,4 +117,5 @@ def run_results(
         calibration=calibration,
         unknown=unknown,
         thresholds=thresholds,
+        growth=growth,
     )

@@ -59,7 +59,7 @@ _SLOW = (
         "embed",
         "serve",
     ),
-    *("export", "resume", "lr-find", "ladder", "train"),
+    *("export", "resume", "lr-find", "ladder", "grow", "train"),
 )
 
 # a file that no text of a command may be mistaken for

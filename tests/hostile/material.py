@@ -191,6 +191,7 @@ def _lists(root: Path) -> None:
     (root / "list.csv").write_text("\n".join(lines) + "\n")
     (root / "list.tsv").write_text("\n".join(line.replace(",", "\t") for line in lines) + "\n")
     (root / "list.txt").write_text("\n".join(paths) + "\n")
+    (root / "rename.csv").write_text("old,new\ncat,tom\n")
     pq.write_table(pa.table({"path": paths, "label": labels, "split": splits}), root / "list.parquet")
 
 

@@ -174,6 +174,24 @@ TARGETS: list[Target] = [
         Target("sweep-table", f"sweep/{name}", "json", ("sweep",), folders=("sweep",))
         for name in ("jobs/0.json", "0/results.json")
     ],
+    *[
+        Target(
+            "grow",
+            file,
+            form,
+            ("run", *DATA, "--rename", "rename.csv", *SMALL[4:], *_TRAIN),
+            folders=("data", "run", "rename.csv"),
+            builds=False,
+        )
+        for file, form in (
+            ("run/config.yaml", "yaml"),
+            ("run/split.csv", "csv"),
+            ("run/model/model.json", "model.json"),
+            ("run/model/model.safetensors", "safetensors"),
+            ("run/model/head.safetensors", "safetensors"),
+            ("rename.csv", "csv"),
+        )
+    ],
     Target("evaluate", "run/config.yaml", "yaml", ("run",), folders=("data", "run"), builds=False),
     Target("evaluate", "run/model/model.json", "model.json", ("run",), folders=("data", "run")),
     Target("evaluate", "run/model/model.safetensors", "safetensors", ("run",), folders=("data", "run")),

@@ -19,4 +19,5 @@ FRACTALS = SourceKind(
     builder=_builder,
     specific=("recipe", "classes", "images_per_class", "image_size"),
     splits=("val_fraction", "test_fraction"),
+    classes=(),
 )

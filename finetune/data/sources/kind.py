@@ -15,6 +15,8 @@ SPLIT_KEYS = tuple(field.name for field in fields(SplitSettings) if field.name !
 # how more than 8 bits become 8
 DEPTH_KEYS = ("high_depth", "bit_depth", "integer_range", "float_range")
 FILE_KEYS = ("on_unreadable", "max_pixels", *DEPTH_KEYS)
+# of the list of classes
+CLASS_KEYS = ("old_classes", "rename")
 # settings of images that are given as Python objects
 OBJECT_KEYS = (*SPLIT_KEYS, *DEPTH_KEYS)
 
@@ -34,6 +36,7 @@ class SourceKind:
         recognises: Returns whether a file or folder that the user names without a setting is data of this kind; None for a kind
             that is always named.
         splits: Settings of the splits that it takes.
+        classes: Settings of the list of classes that it takes.
         decodes: Whether its images are decoded from files; it then takes ``FILE_KEYS``.
         bands: Whether they may have any number of channels.
         channels: Number of channels of its images where the configuration does not say.
@@ -50,6 +53,7 @@ class SourceKind:
     place: str | None = None
     recognises: Callable[[Path], bool] | None = None
     splits: tuple[str, ...] = SPLIT_KEYS
+    classes: tuple[str, ...] = CLASS_KEYS
     decodes: bool = False
     bands: bool = False
     channels: int = 3
@@ -60,7 +64,7 @@ class SourceKind:
     @property
     def settings(self) -> tuple[str, ...]:
         """Return all settings under ``data`` that this source takes."""
-        return (*self.specific, *self.splits, *(FILE_KEYS if self.decodes else ()))
+        return (*self.specific, *self.splits, *self.classes, *(FILE_KEYS if self.decodes else ()))
 
     def specific_settings(self, data: object) -> dict[str, Any]:
         """Return the values of the specific settings, from a ``data`` section of the configuration or by default."""
