@@ -33,7 +33,11 @@ def run(argv: Sequence[str]) -> int:
         "-n", "--count", required=True, type=numeric(int, least=1), metavar="N", help="how many images to choose"
     )
     parser.add_argument(
-        "--output", required=True, type=home_path, metavar="FILE.csv", help="table to fill in; a new file"
+        "--output",
+        type=home_path,
+        default=Path("to_label.csv"),
+        metavar="FILE.csv",
+        help="table to fill in; a new file (to_label.csv)",
     )
     parser.examples["--output"] = ("to_label.csv",)
     parser.add_argument("--sheet", type=home_path, metavar="FILE.html", help="also a page of the pictures")

@@ -60,7 +60,8 @@ def test_the_command_writes_a_table_to_fill_in_and_leaves_out_what_has_labels(
     own = run_dir.parent / "pets"
     shutil.copy(next(own.rglob("*.png")), pool / "own.png")
     output, sheet = tmp_path / "to_label.csv", tmp_path / "to_label.html"
-    words = ["pick", str(run_dir), str(pool), str(own), "-n", "4", "--output", str(output), "--sheet", str(sheet)]
+    monkeypatch.chdir(tmp_path)
+    words = ["pick", str(run_dir), str(pool), str(own), "-n", "4", "--sheet", str(sheet)]
     assert main(words) == 0
     printed = capsys.readouterr()
     assert "4 images of 9 to label, beside 48 images with labels" in printed.out
@@ -78,7 +79,6 @@ def test_the_command_writes_a_table_to_fill_in_and_leaves_out_what_has_labels(
     # filled in, it is a data set
     filled = [f"{row['path']},{'cat' if at % 2 else 'dog'}" for at, row in enumerate(rows)]
     output.write_text("\n".join(["path,label", *filled]) + "\n")
-    monkeypatch.chdir(tmp_path)
     assert main(["audit", "data=manifest", f"data.path={output}"]) == 0
     assert "Nothing wrong was found" in capsys.readouterr().out
 
