@@ -2,11 +2,9 @@
 
 from functools import partial
 
+from finetune.cli import COMMANDS
 from tests.golden.case import Case, Place, said
 from tests.golden.trained import TINY
-
-COMMANDS: tuple[str, ...] = ("train", "plan", "audit", "lr-find", "ladder", "resume", "evaluate", "predict")
-COMMANDS += ("cache", "embed", "search", "cluster", "classify", "report", "serve", "export")
 
 _PLAN = ("plan", "data=folder", "data.root={work}/pets", *TINY)
 
