@@ -24,7 +24,7 @@ MOST_LOADERS_PER_CORE, MOST_RANKS_PER_CORE = 16, 4
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the one process of a run that prints and writes."""
+    """Tell whether this is the one process of a run that prints and writes."""
     if _BY_TORCHRUN in os.environ:
         # inside SLURM, whose numbers of the nodes need not be those that its agents agree on
         return os.environ["RANK"] == "0"
@@ -40,14 +40,14 @@ def process_name() -> str:
 
 
 def started_together() -> bool:
-    """Whether all processes of the run were started from outside: by torchrun, by SLURM, or by hand on each node."""
+    """Tell whether all processes of the run were started from outside: by torchrun, by SLURM, or by hand on each node."""
     return RUN_DIR_OF_RUN not in os.environ and (
         not is_rank_zero() or any(int(os.environ.get(name) or 1) > 1 for name in _SIZES)
     )
 
 
 def knows_other_machines() -> bool:
-    """Whether this process was told where the other machines of a run are: by torchrun, by SLURM, or by hand."""
+    """Tell whether this process was told where the other machines of a run are: by torchrun, by SLURM, or by hand."""
     return started_together() or "MASTER_ADDR" in os.environ
 
 
@@ -75,7 +75,7 @@ def ignore_signals_to_the_group() -> None:
 
 
 def process_lives(pid: int) -> bool:
-    """Whether a process with this id exists on this machine; assumed to exist if the system cannot tell."""
+    """Tell whether a process with this id exists on this machine; assumed to exist if the system cannot tell."""
     if os.name == "nt":  # signal number 0 would be Ctrl-C there
         return True
     try:

@@ -163,7 +163,7 @@ class FolderLock:
         return free
 
     def _is_there(self) -> bool:
-        """Whether the open file is the one in the folder."""
+        """Tell whether the open file is the one in the folder."""
         try:
             return os.path.samestat(os.fstat(self._descriptor), os.stat(self._path))
         except FileNotFoundError:
@@ -173,7 +173,7 @@ class FolderLock:
         return holder_in(self._descriptor)
 
     def _holder_lives(self) -> bool:
-        """Whether the recorded holder is a living process of this machine; holders on other machines cannot be checked."""
+        """Tell whether the recorded holder is a living process of this machine; holders on other machines cannot be checked."""
         holder = self._holder()
         pid = holder.get("pid")
         if not isinstance(pid, int) or pid == os.getpid() or holder.get("host") != socket.gethostname():

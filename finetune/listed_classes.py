@@ -178,7 +178,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _stays_inside(text: str) -> bool:
-    """Whether a path is inside the run folder.
+    """Tell whether a path is inside the run folder.
 
     >>> [_stays_inside(text) for text in ("<run_dir>", "<run_dir>/csv", "<run_dir>/../x", "/tmp", "http://x/<run_dir>")]
     [True, True, False, False, False]
@@ -187,7 +187,7 @@ def _stays_inside(text: str) -> bool:
 
 
 def _is_word(text: str) -> bool:
-    """Whether a string names no place outside the run: a metric, a mode, or a file name below another folder.
+    """Tell whether a string names no place outside the run: a metric, a mode, or a file name below another folder.
 
     >>> [_is_word(text) for text in ("val/acc", "{epoch}-{val/loss:.2f}", "/etc/x", "a/../../b", "~/x", "http://x", "a:b")]
     [True, True, False, False, False, False, True]

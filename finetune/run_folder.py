@@ -245,7 +245,7 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the results have been written.
+        """Tell whether the results have been written.
 
         Raises:
             UserError: Something else lies in their place, such as a broken link.

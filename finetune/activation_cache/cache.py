@@ -339,7 +339,7 @@ class ActivationCache:
 
     @property
     def holds_evaluation_of_train(self) -> bool:
-        """Whether the view of training images that is cached is the evaluation view."""
+        """Tell whether the view of training images that is cached is the evaluation view."""
         return self._training_views is None
 
     def _train_views(self) -> list[SplitView]:

@@ -37,7 +37,7 @@ class ModelArgument:
 
     @property
     def records_data(self) -> bool:
-        """Whether its folder is a run, which records where its data is; a bundle does not."""
+        """Tell whether its folder is a run, which records where its data is; a bundle does not."""
         return self.folder is not None and os.path.lexists(Path(self.folder).expanduser() / CONFIG)
 
     def require_folder(self, name: str) -> str:

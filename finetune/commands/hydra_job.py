@@ -191,7 +191,7 @@ class ComposingArguments(Arguments):
 
 
 def _is_value(following: Sequence[str]) -> bool:
-    """Whether the next word is the value of an option, not a setting or another option."""
+    """Tell whether the next word is the value of an option, not a setting or another option."""
     return bool(following) and "=" not in following[0] and not following[0].startswith("--")
 
 

@@ -335,7 +335,7 @@ def _number(metrics: Mapping[str, Json], name: str) -> float | None:
 
 
 def smaller_is_better(monitor: str, metrics: Mapping[str, Any]) -> bool:
-    """Whether smaller values of a metric are better, by the same rule that a run uses to select its best epoch.
+    """Tell whether smaller values of a metric are better, by the same rule that a run uses to select its best epoch.
 
     Args:
         monitor: Name of the metric.

@@ -44,7 +44,7 @@ def requeue_this_job(stopped: Interrupted, *, finished: bool) -> None:
 
 
 def is_ending() -> bool:
-    """Whether this process belongs to a job of SLURM that is being ended, as by scancel, and would start anew if requeued."""
+    """Tell whether this process belongs to a job of SLURM that is being ended, as by scancel, and starts anew if requeued."""
     if (job := _this_job()) is None:
         return False
     state = _output_of("squeue", "--noheader", "--jobs", job, "--states", "all", "--format", "%T")

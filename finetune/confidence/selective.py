@@ -154,7 +154,7 @@ class Acceptance:
     least: float
 
     def accepts(self, confidence: float, *, known: bool | None) -> bool:
-        """Whether an answer is accepted; an image that is unlike the training images never is."""
+        """Tell whether an answer is accepted; an image that is unlike the training images never is."""
         return confidence >= self.least and known is not False
 
 

@@ -218,7 +218,7 @@ def _crossing(function: Callable[[float], float], inside: float, end: float) -> 
 
 
 def _helps_others(probabilities_NK: Floats, targets: npt.NDArray[np.integer]) -> bool:
-    """Whether temperatures fitted on all but a fifth of the images lower the loss of the fifths left out by a standard error."""
+    """Tell whether temperatures fitted on all but a fifth of the images lower the loss of the fifth by a standard error."""
     several, images = targets.ndim == 2, np.arange(len(targets))
     gains_N = np.zeros(len(targets))
     for fold in range(_FOLDS):

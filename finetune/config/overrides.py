@@ -243,7 +243,7 @@ def _with_home(value: str, replacement: Callable[[str], str] = str) -> str:
 
 
 def looks_like_a_path(text: str) -> bool:
-    """Whether a word names a place on the disk: it exists, or has the form of a path.
+    """Tell whether a word names a place on the disk: it exists, or has the form of a path.
 
     >>> looks_like_a_path("./pets"), looks_like_a_path("resnet18")
     (True, False)
@@ -436,7 +436,7 @@ class _Reader:
         return [f"++{text}"] if free and not text.startswith(("+", "~")) else [text]
 
     def _sweeps(self) -> bool:
-        """Whether a preset or Hydra's mode makes a sweep of the line."""
+        """Tell whether a preset or Hydra's mode makes a sweep of the line."""
         return any(word.startswith(("sweep=", "hydra.mode=", "hydra/sweeper=")) for word in self._words)
 
     def _check_choice(self, text: str, group: str, override: Any) -> None:

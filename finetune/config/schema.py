@@ -52,7 +52,7 @@ class Setting:
         return " and ".join(f"{word} {value:g}" for word, value in zip(words, values, strict=True) if value is not None)
 
     def allows(self, number: float) -> bool:
-        """Whether a number lies in the range."""
+        """Tell whether a number lies in the range."""
         return (
             (self.above is None or number > self.above)
             and (self.least is None or number >= self.least)

@@ -23,7 +23,7 @@ def timm_names() -> tuple[str, ...]:
 
 
 def is_timm_name(name: str) -> bool:
-    """Whether a name is a network of timm, with or without a tag of its weights.
+    """Tell whether a name is a network of timm, with or without a tag of its weights.
 
     >>> is_timm_name("resnet50.a1_in1k"), is_timm_name("resnet19")
     (True, False)

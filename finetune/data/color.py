@@ -65,7 +65,7 @@ class DepthRule:
 
     @property
     def narrows_integers(self) -> bool:
-        """Whether 16-bit integers are scaled by a range other than the full one."""
+        """Tell whether 16-bit integers are scaled by a range other than the full one."""
         return self.high_depth == "stretch" or self.integers not in (None, (0.0, 65535.0))
 
 

@@ -111,7 +111,7 @@ class Copies:
 
     @property
     def uncertain(self) -> bool:
-        """Whether close pictures of this data set agree as well as copies do, as photographs of solar cells."""
+        """Tell whether close pictures of this data set agree as well as copies do, as photographs of solar cells."""
         return self.threshold == _MOST_AGREEMENT
 
 

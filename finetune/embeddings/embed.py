@@ -232,7 +232,7 @@ def _compute(
 
 
 def _is_whole(row: JobRow, lookup: EmbeddingLookup | None, settings: Settings, widths: set[int]) -> bool:
-    """Whether a job-store row has the form that :func:`_embed` writes; also adds its number of columns to ``widths``."""
+    """Tell whether a job-store row has the form that :func:`_embed` writes; also adds its number of columns to ``widths``."""
     if row.error:
         return row.result is None and not row.data
     if not isinstance(row.result, dict) or set(row.result) != {"label", "split", "content", "earlier_row"}:

@@ -97,7 +97,7 @@ class Embeddings:
 
     @property
     def multi_label(self) -> bool:
-        """Whether a label may be several labels joined by ``|``."""
+        """Tell whether a label may be several labels joined by ``|``."""
         return bool(self.metadata.get("multi_label"))
 
     def rows(self, split: str) -> Rows:

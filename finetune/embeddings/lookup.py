@@ -41,7 +41,7 @@ class EmbeddingLookup:
         return MISSING
 
     def holds(self, content: bytes) -> bool:
-        """Whether a row has this content."""
+        """Tell whether a row has this content."""
         return self.row_of_content(content) != MISSING
 
     @cached_property

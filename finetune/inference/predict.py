@@ -33,7 +33,7 @@ class Classifies(Protocol):
 
     @property
     def multi_label(self) -> bool:
-        """Whether an image may show several classes, or none."""
+        """Tell whether an image may show several classes, or none."""
         ...
 
     @property
@@ -48,7 +48,7 @@ class Classifies(Protocol):
 
     @property
     def tells_unknown(self) -> bool:
-        """Whether it can tell images that are unlike the training images."""
+        """Tell whether it can tell images that are unlike the training images."""
         ...
 
     def classify(self, images: list[Any]) -> Answers:
@@ -175,7 +175,7 @@ def _path_of(row: JobRow) -> str:
 
 
 def _is_whole(row: JobRow, engine: Engine, top_k: int) -> bool:
-    """Whether a row of the job store has the form that :func:`_classify` writes."""
+    """Tell whether a row of the job store has the form that :func:`_classify` writes."""
     if row.error:
         return row.result is None
     if not isinstance(row.result, dict) or set(row.result) != {"top", "unknown_score"}:

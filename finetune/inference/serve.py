@@ -287,7 +287,7 @@ async def _page(page: ServedPage, request: Request) -> Response:
 
 
 def is_allowed_host(header: str, allowed: Sequence[str]) -> bool:
-    """Whether a request's ``Host`` is an IP address, a loopback name or one of the allowed names.
+    """Tell whether a request's ``Host`` is an IP address, a loopback name or one of the allowed names.
 
     Another site can make its own host name resolve to this computer (DNS rebinding) and then talk to the server as if it were its
     own; the name in ``Host`` reveals that. An IP address cannot be redirected in this way.

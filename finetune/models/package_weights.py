@@ -50,7 +50,7 @@ class WeightsPackage:
 
     @property
     def is_installed(self) -> bool:
-        """Whether the package is installed here."""
+        """Tell whether the package is installed here."""
         try:
             distribution(self.distribution)
         except PackageNotFoundError:

@@ -79,7 +79,7 @@ class RunFiles:
 
     @property
     def multi_label(self) -> bool:
-        """Whether an image may show several classes."""
+        """Tell whether an image may show several classes."""
         return self.results.test.map is not None
 
     @property
