@@ -1,12 +1,14 @@
 """Every file of ``conf/`` composes, and every experiment runs."""
 
+import re
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
+import yaml
 
-from finetune.config import compose, conf_dir, group_choices
-from finetune.config.keys import choices_of
+from finetune.config import compose, composed_yaml, conf_dir, group_choices
+from finetune.config.keys import all_keys, choices_of
 from finetune.config.schema import Config, setting_of
 from finetune.errors import UserError
 from tests.runs import train_tiny
@@ -76,6 +78,57 @@ def test_the_files_of_a_section_name_all_its_keys_with_the_meanings_of_the_schem
     own = {"data": {"source": "digits", "augment": "light"}, "schedule": {"name": "gradual"}}
     changed = own.get(group, {}) | ({"phases": default.phases} if group == "schedule" else {})
     assert default == replace(section, **changed)
+
+
+def commented(path: Path) -> list[tuple[str, str]]:
+    """The keys that have a value, by their dotted paths, each with its comment: beside it, or on the line above."""
+    found, above, stack = [], "", list[tuple[int, str]]()
+    for line in path.read_text().splitlines():
+        if key := re.match(r"( *)(- )?([\w.]+):(?: ([^#].*?))?(?: # (.*))?$", line):
+            indent, dash, name, value, comment = key.groups()
+            depth = len(indent) + len(dash or "")
+            stack = [*(one for one in stack if one[0] < depth), (depth, name)]
+            if value:
+                found.append((".".join(name for _, name in stack), comment or above))
+        above = line.strip().removeprefix("# ") if line.lstrip().startswith("#") else ""
+    return [one for one in found if not one[0].startswith("defaults")]
+
+
+@pytest.mark.parametrize("group", ["train.yaml", "schedule/*.yaml", "experiment/*.yaml", "sweep/*.yaml"])
+def test_a_key_is_explained_where_it_first_stands_by_the_meaning_of_the_schema(group: str) -> None:
+    known = {key.path: key.field for key in all_keys()}
+    paths = sorted(conf_dir().glob(group))
+    assert paths
+    for path in paths:
+        seen: set[str] = set()
+        for name, comment in commented(path):
+            key = f"{'schedule.' if group.startswith('schedule') else ''}{name}".removeprefix("hydra.sweeper.params.")
+            key = key.replace("phases.", "phases.N.")
+            if key in known and key not in seen:
+                choices = choices_of(known[key])
+                words = f"{' | '.join(choices)}: " if choices else ""
+                assert comment == words + setting_of(known[key]).meaning, f"{path}, {name}"
+            elif group.startswith("sweep") and key not in seen:
+                assert comment, f"{path}, {name}"
+            seen.add(key)
+
+
+def test_train_yaml_names_every_setting_of_no_section_with_the_default_of_the_schema() -> None:
+    written = yaml.safe_load((conf_dir() / "train.yaml").read_text())
+    del written["defaults"], written["hydra"]
+    # the free-form sections have folders of their own
+    rest = [key for key in all_keys() if "." not in key.path and key.path not in GROUPS]
+    assert written == {key.path: key.default for key in rest}
+
+
+def test_a_file_of_ones_own_an_experiment_and_the_line_replace_what_train_yaml_says(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "defaults: [train, override data: digits, _self_]\nseed: 7\nmonitor: val/loss\n"
+    )
+    shown = composed_yaml(["monitor=val/ece"], config_dirs=[tmp_path], config_name="mine")
+    assert "seed: 7\n" in shown
+    assert "monitor: val/ece\n" in shown
+    assert compose(["experiment=digits"]).name == "digits"
 
 
 def test_the_words_that_the_schema_allows_are_those_that_the_program_knows() -> None:
