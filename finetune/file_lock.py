@@ -3,6 +3,9 @@
 On Unix a lock on a byte of a file (``fcntl.lockf``) belongs to one process. A worker forked from the process that outlives it for
 a moment does not keep the lock; a ``flock`` lock would pass on to the worker, and a run that was killed and is resumed at once
 would be reported as in use. Windows locks a byte of an open file until the system closes the file.
+
+The library filelock does not serve here: on Unix it locks by ``flock``. It also locks whole files, where the activation cache
+locks a byte for each of its chunks.
 """
 
 import contextlib

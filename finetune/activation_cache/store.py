@@ -3,6 +3,10 @@
 Each folder of the cache is one entry: ``meta.json`` describes it, ``data.bin`` holds the rows, ``rows.bin`` the checksum of
 each row, and ``chunks.bin`` marks the chunks that are written. A process claims a chunk with a lock that the system releases
 when the process dies, so processes share the work without communicating, and an unfinished entry is continued.
+
+numpy's ``open_memmap`` would map the rows, but knows neither which of them are written nor whether they are damaged; those two
+files are most of this module. filelock would need a file for each chunk, and locks by ``flock``, see
+:mod:`finetune.file_lock`.
 """
 
 import hashlib

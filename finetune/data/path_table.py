@@ -1,6 +1,9 @@
 """A list of file paths as three flat arrays: a million paths take tens of megabytes and no Python objects.
 
 Forked worker processes share the arrays, because reading a path touches no reference count of a million strings.
+
+numpy's ``StringDType`` does not serve here: it holds valid Unicode alone, and a file name may be bytes that are not UTF-8
+(``os.fsdecode`` gives surrogates for them, which it refuses). It would also repeat the folder in every row.
 """
 
 import os

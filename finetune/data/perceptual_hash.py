@@ -2,6 +2,9 @@
 
 It consists of two difference hashes of 64 bits (Neal Krawetz, "Kind of Like That", 2013). Their bits tell whether each
 cell of an 8 x 8 grid is darker than its right neighbour, and darker than the cell below it.
+
+The library imagehash has both hashes (``dhash``, ``dhash_vertical``), but its bits compare rounded levels: flat areas, which a
+threshold of half a level settles here, are decided by rounding. It takes Pillow images, and needs PyWavelets.
 """
 
 from functools import lru_cache

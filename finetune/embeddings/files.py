@@ -194,7 +194,11 @@ def _described(text: str | bytes, path: Path) -> Mapping[str, Any]:
 
 
 def _write_npz(part: Path, blocks: Iterable[Block], metadata: Mapping[str, Any]) -> int:
-    """Write columns to temporary files first, because text widths and the number of rows are known only at the end."""
+    """Write columns to temporary files first, because text widths and the number of rows are known only at the end.
+
+    ``numpy.savez`` takes whole arrays, so that all texts would be in memory at the greatest width; and it does not align its
+    members, while the features here start at a multiple of 64 bytes and can be mapped by numpy.
+    """
     with ExitStack() as stack:
         features, *texts = [stack.enter_context(tempfile.TemporaryFile(dir=part.parent)) for _ in ("features", *_TEXTS)]
         count, widths, dim, dtype = 0, [1] * len(_TEXTS), 0, np.dtype(np.float32)

@@ -3,6 +3,9 @@
 Features are read in blocks of rows, so that searching a memory-mapped file needs the memory of one block. Products are in
 single precision for the cosine, and in double precision for the Euclidean distance, whose ``|x|^2 - 2 x.q + |q|^2`` suffers
 from cancellation. The distances of the nearest rows are computed again in double precision: equal features are at distance 0.
+
+FAISS (``--engine faiss``, an extra) is there for indexes that approximate. It is not the default, because it copies all features
+into memory and computes Euclidean distances in single precision by the formula above.
 """
 
 import warnings

@@ -1,4 +1,8 @@
-"""Confidence intervals for the headline metrics: test images resampled with replacement (bootstrap, Efron 1979)."""
+"""Confidence intervals for the headline metrics: test images resampled with replacement (bootstrap, Efron 1979).
+
+``scipy.stats.bootstrap`` resamples rows of images, so that its cost grows with their number, and the metric would be computed on
+every resample from its rows. The metrics of one label need only the confusion matrix, whose cells are drawn instead.
+"""
 
 from typing import Any
 

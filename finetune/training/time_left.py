@@ -1,4 +1,8 @@
-"""Estimate the time that is left of a run, from the time that its work so far has taken."""
+"""Estimate the time that is left of a run, from the time that its work so far has taken.
+
+The estimate of rich (``TimeRemainingColumn``) is the recent speed of one task. Here an image of a later phase costs several times
+that of the first, which is what :func:`cost_of` adds.
+"""
 
 import time
 from collections.abc import Callable, Sequence

@@ -41,7 +41,7 @@ def test_the_overview_has_a_line_for_every_key(capsys: Captured) -> None:
         ("batch-norm", ["  allowed: train | eval", "  of one phase: schedule.phases.N.batch_norm, with N from 0"]),
         ("freeze", ["  example: freeze=stem,layer1"]),
         ("schedule", ["schedule=full", "    All stages train from the first step on.", "schedule.epochs=5"]),
-        ("schedule=full", ["name: full"]),
+        ("schedule=full", ["name: full # name of the schedule; schedule=NAME chooses it"]),
         ("permanent wave", []),
         ("patience", ["schedule.patience=null"]),
         ("mixup", ["schedule.mixup=0.0"]),
