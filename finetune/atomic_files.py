@@ -4,6 +4,7 @@ import contextlib
 import glob
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -31,17 +32,12 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         FileError: The system did not allow the write; nothing is left beside the target.
     """
     target = Path(target)
-    with contextlib.suppress(OSError):
-        for left in target.parent.glob(f".{glob.escape(target.name)}.*{PART}"):
-            _remove_abandoned(left)
-    # the name includes the process, because two processes that write the same file must not write the same part
-    part = target.with_name(f".{target.name}.{_HOST}-{os.getpid()}{PART}")
+    part = _part_of(target)
     replaced = False
     try:
         make_folder(target.parent)
-        if os.path.lexists(part):
-            # in a folder of others it may be a link, which must not be written through
-            part.unlink()
+        # in a folder of others it may be a link, which must not be written through
+        _remove(part)
         yield part
         with part.open("r+b") as written:  # Windows syncs only what is open for writing
             os.fsync(written.fileno())
@@ -68,6 +64,66 @@ def _failure(error: BaseException, target: Path, *, replaced: bool) -> FileError
     if replaced:
         return file_error(error, target, "could not be flushed to disk", after="It may be lost in a power cut.")
     return file_error(error, target, "could not be written", after="What stood there before is untouched.")
+
+
+@contextlib.contextmanager
+def work_folder(target: str | Path) -> Iterator[Path]:
+    """Yield a new folder beside the target, to make the target in; it is removed at the end, or after a kill by the next one.
+
+    While :func:`replace_folder` puts a folder in the place of an earlier one, that waits in the work folder. If a kill leaves it
+    there, the next work folder of the same target puts it back.
+
+    Raises:
+        OSError: The system did not allow the creation.
+    """
+    part = _part_of(Path(target))
+    make_folder(part.parent)
+    _remove(part)
+    part.mkdir()
+    try:
+        yield part
+    finally:
+        with contextlib.suppress(OSError):
+            _remove(part)
+
+
+def replace_folder(made: Path, target: Path) -> None:
+    """Rename a folder that was made in the target's work folder to the target; an earlier target is gone afterwards.
+
+    Raises:
+        OSError: The system did not allow it; the work folder puts the earlier one back.
+    """
+    if os.path.lexists(target):
+        # a folder cannot be renamed onto one that is not empty
+        os.replace(target, _earlier(made.parent, target))
+    os.replace(made, target)
+
+
+def _part_of(target: Path) -> Path:
+    """Return the temporary path of a target; remove those that other processes have left of it."""
+    with contextlib.suppress(OSError):
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*{PART}"):
+            _remove_abandoned(left)
+    # the name includes the process, because two processes that write the same file must not write the same part
+    return target.with_name(f".{target.name}.{_HOST}-{os.getpid()}{PART}")
+
+
+def _earlier(work: Path, target: Path) -> Path:
+    return work / f"{target.name}.earlier"
+
+
+def _remove(part: Path) -> None:
+    """Remove a temporary file or folder if there is one; what waits in it goes back to its place if nothing has taken that."""
+    if not os.path.lexists(part):
+        return
+    if part.is_symlink() or not part.is_dir():
+        part.unlink(missing_ok=True)
+        return
+    target = part.with_name(part.name.removesuffix(PART).rpartition(".")[0][1:])
+    with contextlib.suppress(FileNotFoundError):
+        if not os.path.lexists(target):
+            os.replace(_earlier(part, target), target)
+    shutil.rmtree(part)
 
 
 def make_folder(folder: str | Path) -> None:
@@ -108,13 +164,14 @@ def write_json(target: str | Path, value: Any) -> None:
 
 
 def remove_parts(folder: str | Path) -> None:
-    """Remove the temporary files of interrupted writes below a folder."""
-    for part in Path(folder).rglob(f".*{PART}"):
+    """Remove the temporary files and folders of interrupted writes below a folder."""
+    # a list: the parts inside a removed folder are gone with it
+    for part in sorted(Path(folder).rglob(f".*{PART}")):
         _remove_abandoned(part)
 
 
 def _remove_abandoned(part: Path) -> None:
-    """Remove a temporary file if its process has ended or, for another host's, if nobody wrote to it for a day."""
+    """Remove a temporary file or folder if its process has ended or, for another host's, if nobody wrote to it for a day."""
     host, _, number = part.name.removesuffix(PART).rpartition(".")[2].rpartition("-")
     with contextlib.suppress(OSError):
         if host in ("", _HOST):
@@ -122,7 +179,7 @@ def _remove_abandoned(part: Path) -> None:
         else:
             abandoned = time.time() - part.stat().st_mtime > _A_DAY
         if abandoned:
-            part.unlink(missing_ok=True)
+            _remove(part)
 
 
 def sync_folders(folder: str | Path) -> None:

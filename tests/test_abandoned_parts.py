@@ -4,13 +4,14 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune.atomic_files import PART, atomic_path, remove_parts, write_text
+from finetune.atomic_files import PART, atomic_path, remove_parts, replace_folder, work_folder, write_text
 from finetune.safetensors_writer import write_tensors
 
 FORK = multiprocessing.get_context("fork")
@@ -75,6 +76,63 @@ def test_a_link_in_the_place_of_a_part_is_not_written_through(tmp_path: Path) ->
     part.symlink_to("mine")
     write_text(tmp_path / "report.html", "of the run")
     assert ((tmp_path / "mine").read_text(), names(tmp_path)) == ("mine", ["mine", "report.html"])
+
+
+def killed(do: Callable[[], None]) -> None:
+    """Do something in a process that kills itself on the way."""
+    process = FORK.Process(target=do)
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("start", ["the next one", "a run"])
+def test_what_a_killed_process_made_in_a_folder_is_gone_at_the_next_start(start: str, tmp_path: Path) -> None:
+    def make() -> None:
+        with work_folder(tmp_path / "web") as work:
+            (work / "web").mkdir()
+            (work / "web" / "model.onnx").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    killed(make)
+    assert len(names(tmp_path)) == 1
+    if start == "a run":
+        remove_parts(tmp_path)
+    else:
+        with work_folder(tmp_path / "web") as work:
+            assert list(work.iterdir()) == []
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("start", ["the next one", "a run"])
+def test_a_folder_that_a_killed_process_was_replacing_comes_back(
+    start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, whole = tmp_path / "web", os.replace
+    target.mkdir()
+    (target / "model.onnx").write_text("earlier")
+
+    def dies(source: Path, destination: Path) -> None:
+        if destination == target:
+            os.kill(os.getpid(), signal.SIGKILL)
+        whole(source, destination)
+
+    def make() -> None:
+        with work_folder(target) as work:
+            (work / "web").mkdir()
+            replace_folder(work / "web", target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", dies)
+        killed(make)
+    assert not target.exists()
+    if start == "a run":
+        remove_parts(tmp_path)
+    else:
+        with work_folder(target):
+            pass
+    assert names(tmp_path) == ["web"]
+    assert (target / "model.onnx").read_text() == "earlier"
 
 
 def test_the_part_of_another_machine_is_left_until_nobody_has_written_to_it_for_a_day(tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
 """Write an export to a temporary folder beside its target, check it, and move it into place only if it passes."""
 
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from finetune.atomic_files import write_json, write_text
+from finetune.atomic_files import atomic_path, replace_folder, work_folder, write_json, write_text
 from finetune.errors import RunError, UserError
 from finetune.export.formats import check_request
 from finetune.export.formats.kind import ExportFormat, ExportJob, ExportRequest
@@ -14,6 +13,7 @@ from finetune.export.parity_report import ParityReport
 from finetune.export.parts import check_part
 from finetune.plain import to_plain
 from finetune.report.loading_snippets import how_to_load
+from finetune.safe_files import LARGEST_TEXT, check_regular, read_bytes
 
 PARITY = "parity.json"
 
@@ -36,11 +36,8 @@ def export_checked(job: ExportJob, target: Path) -> ParityReport:
     check_target(job.request, target)
     # a path such as FOLDER/.. has no name of its own
     target = Path(os.path.abspath(target))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.rmtree(work, ignore_errors=True)
-    staged = work / target.name
-    try:
+    with work_folder(target) as work:
+        staged = work / target.name
         _write(job, staged)
         report = replace(_check(job, staged), weights=job.weights)
         if not report.passed:
@@ -50,8 +47,6 @@ def export_checked(job: ExportJob, target: Path) -> ParityReport:
             _move_into_place(staged, target)
         else:
             _move_with_report(staged, target, report)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return report
 
 
@@ -87,6 +82,8 @@ def check_target(request: ExportRequest, target: Path) -> None:
         raise UserError(f"--output {target}: must end in {suffix}.")
     if target.is_dir():
         raise UserError(f"--output {target}: must be a file. It is a folder. Give {target / request.filename}.")
+    if os.path.lexists(report):
+        check_regular(report, largest=LARGEST_TEXT)
     if target.exists() and not report.is_file():
         raise UserError(
             f"--output {target}: must be new or an earlier export, which has {report.name} beside it. It is another file. "
@@ -97,7 +94,8 @@ def check_target(request: ExportRequest, target: Path) -> None:
 def _write(job: ExportJob, staged: Path) -> None:
     """Write the export, with a README.md where its format has one."""
     export_format = job.request.format
-    (staged if export_format.is_folder else staged.parent).mkdir(parents=True)
+    if export_format.is_folder:
+        staged.mkdir()
     export_format.write(job, staged)
     if export_format.has_readme:
         reading = None if job.images.decode_options is None else job.images.decode_options.to_plain()
@@ -111,7 +109,7 @@ def _write(job: ExportJob, staged: Path) -> None:
 def _check(job: ExportJob, staged: Path) -> ParityReport:
     """Compare an export with the trained model, or a part of it with the same part alone."""
     if job.request.format.part is not None:
-        return check_part(job.classifier, job.request.format, staged, job.images)
+        return check_part(job.classifier, job.request.format, staged, job.images, folder=staged.parent)
     return _check_whole(job, staged)
 
 
@@ -137,7 +135,7 @@ def _check_whole(job: ExportJob, staged: Path) -> ParityReport:
     reference = make_reference(
         job.classifier, images.files, origin=images.origin, targets=images.targets, decode_options=images.decode_options
     )
-    (answer,) = ask_clients([(export_format, staged / export_format.opened_file, reference)])
+    (answer,) = ask_clients([(export_format, staged / export_format.opened_file, reference)], folder=staged.parent)
     report = compare(export_format.name, answer, reference, classes=job.classifier.classes, precision=request.precision)
     if report.passed and export_format.measure is not None:
         return replace(report, speed=export_format.measure(job, staged))
@@ -147,7 +145,7 @@ def _check_whole(job: ExportJob, staged: Path) -> ParityReport:
 def _move_with_report(made: Path, target: Path, report: ParityReport) -> None:
     """Put the report in place before the file: a file without its report could not be told from one of the user's."""
     told = _beside(target)
-    earlier = told.read_text(encoding="utf-8") if told.is_file() else None
+    earlier = read_bytes(told) if os.path.lexists(told) else None
     write_json(told, to_plain(report))
     try:
         _move_into_place(made, target)
@@ -155,22 +153,16 @@ def _move_with_report(made: Path, target: Path, report: ParityReport) -> None:
         if earlier is None:
             told.unlink()
         else:
-            write_text(told, earlier)
+            with atomic_path(told) as part:
+                part.write_bytes(earlier)
         raise
 
 
 def _move_into_place(made: Path, target: Path) -> None:
-    """Rename into place; move an earlier folder aside first, because a folder cannot be renamed onto a non-empty one."""
+    """Rename into place, a folder also where there is an earlier one."""
     with (made if made.is_file() else made / PARITY).open("r+b") as written:
         os.fsync(written.fileno())
-    if not target.is_dir():
+    if made.is_dir():
+        replace_folder(made, target)
+    else:
         os.replace(made, target)
-        return
-    aside = target.with_name(f".{target.name}.{os.getpid()}.earlier.part")
-    os.replace(target, aside)
-    try:
-        os.replace(made, target)
-    except OSError:
-        os.replace(aside, target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

@@ -177,23 +177,26 @@ class ClientAnswer:
     from_files: npt.NDArray[np.generic]
 
 
-def ask_clients(exports: Sequence[tuple[ExportFormat, Path, Reference]]) -> list[ClientAnswer]:
+def ask_clients(
+    exports: Sequence[tuple[ExportFormat, Path, Reference]], *, folder: Path | None = None
+) -> list[ClientAnswer]:
     """Open exports in one fresh process, each with its format's own library.
 
     Args:
         exports: Format, file or folder, and reference images of each export.
+        folder: Folder for the files that pass between the processes; None for the system's own.
 
     Raises:
         RunError: The client could not open or run an export.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=folder) as passed:
         jobs: list[client.ClientJob] = []
         for number, (chosen, target, reference) in enumerate(exports):
-            pixels = Path(folder) / f"{number}.npy"
+            pixels = Path(passed) / f"{number}.npy"
             np.save(pixels, reference.pixels)
             decoded = {}
             for at in np.flatnonzero(reference.decoded_otherwise) if issubclass(chosen.client, GraphClient) else ():
-                decoded[str(at)] = str(Path(folder) / f"{number}-{at}.npy")
+                decoded[str(at)] = str(Path(passed) / f"{number}-{at}.npy")
                 np.save(decoded[str(at)], decode_file(reference.files[at], reference.decode_options).transpose(2, 0, 1))
             jobs.append(
                 {
@@ -206,11 +209,11 @@ def ask_clients(exports: Sequence[tuple[ExportFormat, Path, Reference]]) -> list
                     "unopened": np.flatnonzero(reference.unopened).tolist(),
                     "reading": reference.decode_options.to_plain(),
                     "files": [os.path.abspath(file) for file in reference.files],
-                    "answers": str(Path(folder) / f"{number}.npz"),
+                    "answers": str(Path(passed) / f"{number}.npz"),
                 }
             )
         answers = []
-        for opened, job in zip(run_client(jobs, [chosen for chosen, _, _ in exports], folder), jobs, strict=True):
+        for opened, job in zip(run_client(jobs, [chosen for chosen, _, _ in exports], passed), jobs, strict=True):
             with np.load(job["answers"]) as arrays:
                 answers.append(
                     ClientAnswer(

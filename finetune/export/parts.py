@@ -45,8 +45,18 @@ def export_backbone(classifier: Classifier, path: Path) -> None:
 
 
 @torch.inference_mode()
-def check_part(classifier: Classifier, export_format: ExportFormat, path: Path, images: CheckImages) -> ParityReport:
-    """Report the largest difference of a probability if the part's client does its half of the work."""
+def check_part(
+    classifier: Classifier, export_format: ExportFormat, path: Path, images: CheckImages, *, folder: Path
+) -> ParityReport:
+    """Report the largest difference of a probability if the part's client does its half of the work.
+
+    Args:
+        classifier: The trained model.
+        export_format: Format of the part.
+        path: The export.
+        images: Images to compare on.
+        folder: Folder for the files that pass between the processes.
+    """
     part = export_format.part
     assert part is not None
     own = user_classes(classifier.describe())
@@ -70,17 +80,17 @@ def check_part(classifier: Classifier, export_format: ExportFormat, path: Path, 
     prepared = prepared.expand(-1, _stem_channels(classifier), -1, -1)
     features = torch.cat([classifier.backbone(batch) for batch in torch.split(prepared, BATCH)])
     given = features if part == "head" else prepared
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=folder) as passed:
         job: ClientJob = {
             "target": str(path.resolve()),
-            "given": str(Path(folder) / "given.npy"),
+            "given": str(Path(passed) / "given.npy"),
             "in_chans": prepared.shape[1],
             "code": inspect.getsource(function),
             "function": function.__name__,
-            "answers": str(Path(folder) / "answers.npz"),
+            "answers": str(Path(passed) / "answers.npz"),
         }
         np.save(job["given"], given.contiguous().numpy())
-        (opened,) = run_client([job], [export_format], folder)
+        (opened,) = run_client([job], [export_format], passed)
         with np.load(job["answers"]) as arrays:
             answers = torch.from_numpy(arrays["answers"])
     logits = answers if part == "head" else classifier.head(answers)

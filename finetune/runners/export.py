@@ -2,12 +2,12 @@
 
 import os
 import shlex
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.atomic_files import work_folder
 from finetune.errors import UserError, first_line
 from finetune.export.formats import FORMATS, check_request
 from finetune.export.formats.kind import ExportJob, ExportRequest
@@ -71,8 +71,10 @@ def export_run(
     target = output or inside(folder, Path("exports") / request.filename)
     check_target(request, target)
     classifier = load_bundle(run, modules=modules_of(run, trust=trust)) if load is None else load()
-    with tempfile.TemporaryDirectory() as made:
-        chosen = choose_images(run, classifier, images, count=check, int8=precision == "int8", folder=Path(made))
+    # not the system's own temporary folder, in which nothing would find it again after a kill
+    whole = Path(os.path.abspath(target))
+    with work_folder(whole.with_name(f"{whole.name}.images")) as made:
+        chosen = choose_images(run, classifier, images, count=check, int8=precision == "int8", folder=made)
         chosen = replace(chosen, decode_options=decode_options_of(run))
         weights = read_model_json(find_bundle(run))["weights_sha256"]
         job = ExportJob(classifier=classifier, request=request, images=chosen, card=_model_card(run), weights=weights)

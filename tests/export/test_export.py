@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.atomic_files import write_json
+from finetune.atomic_files import work_folder, write_json
 from finetune.cli import main
 from finetune.errors import RunError
 from finetune.export.export import _move_into_place, _move_with_report, export_checked
@@ -138,23 +138,28 @@ def test_an_export_writes_nothing_through_a_link_out_of_the_run(
 def test_an_earlier_folder_comes_back_where_the_new_one_cannot_take_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target, made = tmp_path / "export", tmp_path / "made"
-    for folder, text in ((target, "earlier"), (made, "new")):
-        folder.mkdir()
-        (folder / "parity.json").write_text(text)
+    target = tmp_path / "export"
+    target.mkdir()
+    (target / "parity.json").write_text("earlier")
     whole = os.replace
 
     def fails(source: Path, destination: Path) -> None:
-        if source == made:
+        if source.name == "made":
             raise OSError("no")
         whole(source, destination)
 
+    def replaced() -> None:
+        with work_folder(target) as work:
+            (work / "made").mkdir()
+            (work / "made" / "parity.json").write_text("new")
+            _move_into_place(work / "made", target)
+
     monkeypatch.setattr("os.replace", fails)
     with pytest.raises(OSError, match="no"):
-        _move_into_place(made, target)
+        replaced()
     assert (target / "parity.json").read_text() == "earlier"
     monkeypatch.undo()
-    _move_into_place(made, target)
+    replaced()
     assert (target / "parity.json").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
