@@ -5,8 +5,6 @@
 folder without it, or with other weights, is not a bundle; ``head.safetensors`` holds its own digest. No file is a pickle.
 """
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -17,7 +15,9 @@ from torch import Tensor, nn
 
 from finetune.atomic_files import atomic_path, make_folder, write_json, write_text
 from finetune.bundle_card import short_card
+from finetune.checksums import DIGEST
 from finetune.checksums import file_sha256 as file_sha256
+from finetune.checksums import json_sha256 as json_sha256
 from finetune.confidence.conformal import conformal_problems, read_conformal
 from finetune.confidence.selective import curve_problems, read_curve
 from finetune.confidence.temperature import HIGHEST, LOWEST
@@ -43,8 +43,6 @@ FORMAT = 1
 UNKNOWN_TENSORS = "unknown.safetensors"
 MODEL_JSON, MODEL_WEIGHTS, HEAD_WEIGHTS, CARD = "model.json", "model.safetensors", "head.safetensors", "README.md"
 
-# key of model.json: SHA-256 of all the others
-DIGEST = "sha256"
 # keys of model.json that bundles of earlier versions lack
 CALIBRATION, UNKNOWN, SELECTIVE, CONFORMAL = "calibration", "unknown", "selective", "conformal"
 THRESHOLDS = "thresholds"
@@ -136,12 +134,6 @@ def save_bundle(
         values[THRESHOLDS] = list(classifier.thresholds)
     write_json(folder / MODEL_JSON, values | {DIGEST: json_sha256(values)})
     return folder
-
-
-def json_sha256(values: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the contents of ``model.json`` without its own digest."""
-    others = {key: value for key, value in values.items() if key != DIGEST}
-    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def _remedy(path: Path) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from finetune.resume_command import resume_command_near
 from finetune.safe_files import LARGEST_JSON, LARGEST_TABLE, check_regular, open_regular, read_json
 
 CHECKSUMS = "checksums.json"
+# key of a bundle's model.json
+DIGEST = "sha256"
 # digests kept per file: a version that was never renamed into place may come before the current one in the list
 _KEPT = 8
 
@@ -54,6 +56,12 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise read_error(error, path) or error from error
+
+
+def json_sha256(values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the contents of a bundle's ``model.json`` without the digest that it holds itself."""
+    others = {key: value for key, value in values.items() if key != DIGEST}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager

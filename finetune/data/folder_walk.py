@@ -12,6 +12,7 @@ from itertools import product
 
 from finetune.data.image_file import FORMAT_OF_SUFFIX
 from finetune.errors import shortened
+from finetune.safe_files import check_regular
 
 # formats that an extra's library reads; without it, files of these formats are pictures that are not read
 _LIBRARIES = {"HEIF": "pillow_heif", "DICOM": "pydicom"}
@@ -56,6 +57,27 @@ def is_image_name(name: str) -> bool:
     """
     stem, dot, ending = name.rpartition(".")
     return bool(stem) and dot == "." and ending in _ENDINGS and name[0] != "."
+
+
+def check_files_below(top: str) -> None:
+    """Check a file, or the files below a folder, that a library will open: no pipe, on which it would wait, and no device.
+
+    Images are left out, because this package reads them itself. Linked folders are entered, as libraries do.
+
+    Raises:
+        UserError: A file is not a regular file.
+    """
+    if os.path.lexists(top) and not os.path.isdir(top):
+        check_regular(top)
+    seen = set()
+    for folder, folders, files in os.walk(top, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        for file in files:
+            if not is_image_name(file) and os.path.exists(path := os.path.join(folder, file)):
+                check_regular(path)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ that torchvision keeps as one array (MNIST, CIFAR, SVHN, STL10) stay in memory; 
 import inspect
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from PIL import Image
 
 from finetune.data.color import to_pixels
 from finetune.data.decode import DecodeOptions
+from finetune.data.folder_walk import check_files_below
 from finetune.data.image_source import Source, arrays_source, files_source
 from finetune.data.index import SPLITS, distinct_names, natural_order
 from finetune.data.listing import UNASSIGNED, Listing, Use
@@ -30,8 +31,60 @@ _CALLED = {
     "Country211": {"train": "train", "val": "valid", "test": "test"},
 }
 
+# data sets that a file may name, because torchvision only reads data there -> what lies of them in their root
+_LISTED: Mapping[str, tuple[str, ...]] = {
+    "CIFAR10": ("cifar-10-batches-py",),  # pickles, each compared with its digest first
+    "CIFAR100": ("cifar-100-python",),
+    "CLEVRClassification": ("clevr",),
+    "Caltech101": ("caltech101",),
+    "Caltech256": ("caltech256",),
+    "Country211": ("country211",),
+    "DTD": ("dtd",),
+    "EuroSAT": ("eurosat",),
+    "FER2013": ("fer2013",),
+    "FGVCAircraft": ("fgvc-aircraft-2013b",),
+    "FakeData": (),
+    "FashionMNIST": ("FashionMNIST",),
+    "Flowers102": ("flowers-102",),
+    "Food101": ("food-101",),
+    "GTSRB": ("gtsrb",),
+    "INaturalist": ("2021_train",),
+    "ImageFolder": (".",),
+    "ImageNet": ("meta.bin", "train", "val"),  # it would unpack its archives if one of these were missing
+    "Imagenette": ("imagenette2",),
+    "KMNIST": ("KMNIST",),
+    "LFWPeople": ("lfw-py",),
+    "MNIST": ("MNIST",),
+    "Omniglot": ("omniglot-py",),
+    "OxfordIIITPet": ("oxford-iiit-pet",),
+    "PCAM": ("pcam",),
+    "QMNIST": ("QMNIST",),
+    "RenderedSST2": ("rendered-sst2",),
+    "SEMEION": ("semeion.data",),
+    "STL10": ("stl10_binary",),
+    "SUN397": ("SUN397",),
+    "SVHN": ("train_32x32.mat", "test_32x32.mat"),
+    "StanfordCars": ("stanford_cars",),
+    "USPS": ("usps.bz2", "usps.t.bz2"),
+}
+
 # attributes in which torchvision's classes keep file paths
-_FILE_ATTRIBUTES = ("_images", "_image_files", "_samples", "samples", "_image_paths")
+_FILE_ATTRIBUTES = ("_images", "_image_files", "_samples", "samples", "_image_paths", "imgs", "data")
+# path and class of each image of the classes that keep neither
+_KEPT_OTHERWISE: Mapping[str, Callable[[Any], Iterable[tuple[str, int]]]] = {
+    "Caltech101": lambda part: (
+        (f"{part.root}/101_ObjectCategories/{part.categories[y]}/image_{number:04d}.jpg", y)
+        for y, number in zip(part.y, part.index, strict=True)
+    ),
+    "Caltech256": lambda part: (
+        (f"{part.root}/256_ObjectCategories/{part.categories[y]}/{y + 1:03d}_{number:04d}.jpg", y)
+        for y, number in zip(part.y, part.index, strict=True)
+    ),
+    "INaturalist": lambda part: ((f"{part.root}/{part.all_categories[y]}/{name}", y) for y, name in part.index),
+    "Omniglot": lambda part: (
+        (f"{part.target_folder}/{part._characters[y]}/{name}", y) for name, y in part._flat_character_images
+    ),
+}
 _LABEL_ATTRIBUTES = ("_labels", "targets", "labels", "y")
 
 # largest data set, in pixel values, that is held in memory if it has neither files nor an array
@@ -60,7 +113,8 @@ def torchvision_source(
         download: Whether to fetch it if it is not there.
 
     Raises:
-        UserError: There is no such data set, it is not for classification, or it is not there and was not downloaded.
+        UserError: There is no such data set, it is not for classification, it is not there and was not downloaded, or a file
+            may not name it.
     """
     parts = _open(name, root, download=download)
     classes = _classes(parts)
@@ -96,6 +150,10 @@ def _open(name: str, root: str, *, download: bool) -> dict[str, Any]:
             f"data.name={name!r}: not a data set of torchvision.{did_you_mean(name, valid)} "
             "All data sets: https://docs.pytorch.org/vision/stable/datasets.html"
         )
+    if not download:
+        _may_be_named_by_a_file(name, root)
+    for place in _LISTED.get(name, ()):
+        check_files_below(os.path.join(root, place))
     make = getattr(datasets, name)
     parameters = inspect.signature(make).parameters
     common: dict[str, Any] = {"root": root} | ({"download": download} if "download" in parameters else {})
@@ -118,15 +176,34 @@ def _open(name: str, root: str, *, download: bool) -> dict[str, Any]:
             raise UserError(f"data.name={name!r}: cannot be opened. {error}") from None
         except Exception as error:  # networks, disks and archives fail in many ways
             if not download:
-                raise UserError(
-                    f"data.name={name!r}: is not in data.root={root!r}, and is downloaded only where you type its name. Get it "
-                    f"with: finetune audit data=torchvision data.name={name} data.root={shlex.quote(root)}"
-                ) from None
+                raise _not_there(name, root) from None
             raise UserError(
                 f"data.name={name!r}: is not in data.root={root!r} and could not be downloaded. {_first_line(error)} "
                 "Download it on a machine with a network, and copy that folder here."
             ) from None
     return parts
+
+
+def _may_be_named_by_a_file(name: str, root: str) -> None:
+    """Refuse a data set that a run or another file names if torchvision does more than read it.
+
+    Raises:
+        UserError: It is not on the list, or it is not there: torchvision would make its folder or unpack its archives.
+    """
+    if name not in _LISTED:
+        raise UserError(
+            f"data.name={name!r}: must be typed, because torchvision may unpickle, unpack or write files to open it. Type "
+            f"data=torchvision data.name={name}, or resume your own run with --trust."
+        )
+    if not all(os.path.exists(os.path.join(root, place)) for place in _LISTED[name]):
+        raise _not_there(name, root)
+
+
+def _not_there(name: str, root: str) -> UserError:
+    return UserError(
+        f"data.name={name!r}: is not in data.root={root!r}, and is downloaded only where you type its name. Get it "
+        f"with: finetune audit data=torchvision data.name={name} data.root={shlex.quote(root)}"
+    )
 
 
 def _number(split: str, parts: dict[str, Any]) -> int:
@@ -146,6 +223,9 @@ def _labels(name: str, part: Any) -> npt.NDArray[np.int64]:
         values = getattr(part, attribute, None)
         if values is not None and len(values) == len(part):
             return np.asarray(values, np.int64)
+    kept = _KEPT_OTHERWISE.get(type(part).__name__)
+    if kept is not None:
+        return np.asarray([label for _, label in kept(part)], np.int64)
     pairs = getattr(part, "_samples", None) or getattr(part, "samples", None)
     values = [pair[1] for pair in pairs] if pairs else [part[row][1] for row in range(len(part))]
     if not all(isinstance(value, (int, np.integer)) or getattr(value, "ndim", 1) == 0 for value in values):
@@ -155,6 +235,9 @@ def _labels(name: str, part: Any) -> npt.NDArray[np.int64]:
 
 def _files(part: Any) -> list[str] | None:
     """Return the paths of the images if the data set keeps them, else None."""
+    kept = _KEPT_OTHERWISE.get(type(part).__name__)
+    if kept is not None:
+        return [os.path.abspath(path) for path, _ in kept(part)]
     for attribute in _FILE_ATTRIBUTES:
         values = getattr(part, attribute, None)
         if isinstance(values, Sequence) and len(values) == len(part) and len(values):

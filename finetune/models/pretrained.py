@@ -1,12 +1,13 @@
 """Load a backbone's weights from its library, the hub, a package, a file, a folder or a bundle."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from finetune.checksums import file_sha256
+from finetune.checksums import DIGEST, file_sha256, json_sha256
 from finetune.errors import UserError, did_you_mean, first_line, shortened
 from finetune.input_spec import MOST_CHANNELS, InputSpec
 from finetune.models.adaptations import PRETRAINED_CHANNELS
@@ -161,7 +162,7 @@ def _made_for(description: Mapping[str, Any] | None) -> str:
 def load_folder(backbone: Backbone, folder: Path) -> None:
     """Load a bundle, the bundle of a finished run, or a folder in the hub's layout."""
     for bundle in (folder, folder / "model"):
-        if (bundle / BUNDLE_FILE).is_file():
+        if os.path.lexists(bundle / BUNDLE_FILE):
             _load_bundle(backbone, bundle)
             return
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
@@ -264,6 +265,11 @@ def _load_embedded(backbone: Backbone) -> None:
 def _load_bundle(backbone: Backbone, folder: Path) -> None:
     """Load the backbone of a trained model without its head and classes."""
     content = read_json(inside(folder, BUNDLE_FILE, of="bundle"))
+    if DIGEST in content and content[DIGEST] != json_sha256(content):
+        raise UserError(
+            f"{folder / BUNDLE_FILE}: damaged. Its contents have changed since they were written (their SHA-256 differs). Get "
+            "the whole folder again."
+        )
     description, path = content.get("model"), inside(folder, "model.safetensors", of="bundle")
     if not isinstance(description, dict):
         raise UserError(f"backbone.weights='{folder}': its {BUNDLE_FILE} does not describe a model.")

@@ -276,7 +276,7 @@ def check_digest(name: str, state: Mapping[str, Tensor], entry: str | None) -> N
     """
     try:
         metadata = json.loads(entry or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{name}: damaged. The entry {METADATA_KEY!r} of its metadata is not JSON. {error}. Restore a copy, or export it "
             "again."

@@ -1,4 +1,5 @@
 import gzip
+import os
 import pickle
 import struct
 
@@ -12,7 +13,7 @@ from finetune.build import assemble
 from finetune.build.data import build_source
 from finetune.config.schema import Config, DataConfig
 from finetune.data.decode import DecodeOptions
-from finetune.data.torchvision_datasets import torchvision_source
+from finetune.data.torchvision_datasets import _KEPT_OTHERWISE, _LISTED, torchvision_source
 from finetune.errors import UserError
 from finetune.split_settings import SplitSettings
 
@@ -91,6 +92,50 @@ def test_a_data_set_of_files_is_read_as_files_in_its_own_class_order(tmp_path, n
     assert source.read(0).shape == (3, 10, 12)
 
 
+def write_caltech(root):
+    folder = root / "caltech101" / "101_ObjectCategories"
+    generator = np.random.default_rng(0)
+    for name in ("BACKGROUND_Google", "anchor", "ant"):
+        (folder / name).mkdir(parents=True)
+        for number in range(1, 13):
+            pixels = generator.integers(0, 256, (10, 10 + number, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"image_{number:04}.jpg")
+    return folder
+
+
+def test_files_that_torchvision_keeps_in_pieces_are_read_as_files(tmp_path):
+    folder = write_caltech(tmp_path)
+    source = torchvision_source(name="Caltech101", root=str(tmp_path))
+    assert not source.in_memory
+    assert source.index.classes == ("anchor", "ant")
+    assert [sum(counts) for counts in zip(*source.index.counts().values(), strict=True)] == [12, 12]
+    (folder / "ant" / "image_0003.jpg").unlink()
+    os.mkfifo(folder / "ant" / "image_0003.jpg")
+    with pytest.raises(UserError, match=r"ant/image_0003\.jpg"):
+        torchvision_source(name="Caltech101", root=str(tmp_path))
+
+    places = [tmp_path / f"omniglot-py/images_background/Greek/character{number:02}" for number in (1, 2)]
+    for place in places:
+        place.mkdir(parents=True)
+        for number in range(12):
+            Image.new("L", (9, 9 + number)).save(place / f"{number:04}_01.png")
+    import torchvision.datasets as datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.Omniglot, "_check_integrity", lambda self: True)
+        source = torchvision_source(name="Omniglot", root=str(tmp_path))
+    assert (source.in_memory, len(source.index), source.index.targets.tolist()) == (False, 24, [0] * 12 + [1] * 12)
+    assert set(source.index.paths) == {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*_01.png")}
+
+
+def test_torchvision_is_given_no_pipe_to_wait_for(tmp_path):
+    (tmp_path / "food-101" / "images").mkdir(parents=True)
+    (tmp_path / "food-101" / "meta").mkdir()
+    os.mkfifo(tmp_path / "food-101" / "meta" / "train.json")
+    with pytest.raises(UserError, match=r"meta/train\.json: must be a regular file. It is a named pipe"):
+        torchvision_source(name="Food101", root=str(tmp_path))
+
+
 def test_a_data_set_without_splits_files_or_array_is_read_through_torchvision(monkeypatch):
     import torchvision.datasets as datasets
 
@@ -130,3 +175,29 @@ def test_what_a_file_names_is_not_downloaded(tmp_path):
     # a run of somebody else's, whose data is not here
     with pytest.raises(UserError, match="is downloaded only where you type its name"):
         assemble(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("LSUN", "must be typed, because torchvision may unpickle, unpack or write files to open it"),
+        # torchvision makes the folder of one and unpacks the archives of the other
+        ("Caltech101", "is downloaded only where you type its name"),
+        ("ImageNet", "is downloaded only where you type its name"),
+    ],
+)
+def test_what_a_file_names_is_only_read(tmp_path, name, message):
+    (tmp_path / "data").mkdir()
+    for archive in ("ILSVRC2012_devkit_t12.tar.gz", "_cache_"):
+        (tmp_path / "data" / archive).touch()
+    config = Config(data=DataConfig(source="torchvision", name=name, root=str(tmp_path / "data")))
+    with pytest.raises(UserError, match=message):
+        build_source(config)
+    assert len(list(tmp_path.rglob("*"))) == 3
+
+
+def test_the_list_of_what_a_file_may_name_holds_data_sets_of_torchvision():
+    import torchvision.datasets as datasets
+
+    assert set(_LISTED) <= set(datasets.__all__)
+    assert set(_KEPT_OTHERWISE) <= set(_LISTED)

@@ -258,6 +258,15 @@ def test_a_run_folder_stands_for_the_bundle_in_it_and_damaged_weights_are_refuse
     write_folder(tmp_path / "model", {"model.json": {"model": model.describe(), "weights_sha256": "0" * 64}})
     with pytest.raises(UserError, match=r"not the weights that model\.json describes"):
         build_backbone(source="timm", name="resnet18", weights=str(tmp_path))
+    write_folder(tmp_path / "model", {"model.json": {"model": model.describe(), "sha256": "0" * 64}})
+    with pytest.raises(UserError, match=r"model\.json: damaged\. Its contents have changed"):
+        build_backbone(source="timm", name="resnet18", weights=str(tmp_path))
+    write_folder(tmp_path / "model", files)
+    for name in ("model.safetensors", "model.json"):
+        (tmp_path / "model" / name).unlink()
+        os.mkfifo(tmp_path / "model" / name)
+        with pytest.raises(UserError, match=rf"{name}'?: must be a regular file\. It is a named pipe"):
+            build_backbone(source="timm", name="resnet18", weights=str(tmp_path))
 
 
 def test_embedded_weights_are_looked_up_in_the_package(
