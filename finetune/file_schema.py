@@ -128,6 +128,7 @@ _GROWTH: dict[str, Field] = {
     "new_images": ((int, type(None)), "test images of new classes"),
     "before": ((float, type(None)), "accuracy of the earlier model on the test images of old classes"),
     "after": ((float, type(None)), "accuracy of this model on the same images"),
+    "among_old": ((float, type(None)), "the same, choosing among the old classes alone, as the earlier model did"),
     "new": ((float, type(None)), "its accuracy on the test images of new classes"),
     "why_not": ((str, type(None)), "why there are no test images of old classes; empty if there are"),
 }

@@ -407,6 +407,7 @@ class Growth:
         new_images: Test images of new classes.
         before: Accuracy of the earlier model on the test images of old classes; None without such images.
         after: Accuracy of this model on the same images, with the new classes to choose from too; None likewise.
+        among_old: The same, choosing among the old classes alone as the earlier model did: below ``before``, they were forgotten.
         new: Its accuracy on the test images of new classes; None without such images.
         why_not: Why there are no test images of old classes; empty if there are.
     """
@@ -418,6 +419,7 @@ class Growth:
     new_images: int
     before: float | None = None
     after: float | None = None
+    among_old: float | None = None
     new: float | None = None
     why_not: str = ""
 
@@ -425,17 +427,17 @@ class Growth:
         """Return one line for the end of a run and the card.
 
         >>> growth = Growth(old_classes=("a", "b"), new_classes=("c",), rehearsed=True, old_images=40, new_images=9,
-        ...     before=0.95, after=0.925, new=1.0)
+        ...     before=0.95, after=0.925, among_old=0.95, new=1.0)
         >>> growth.in_words()
-        '2 old classes: accuracy 0.9500 before, 0.9250 now (-0.0250) on 40 test images; 1 new class: 1.0000 on 9'
+        '2 old classes: accuracy 0.9500 before, 0.9250 now (0.9500 among these alone) on 40 test images; 1 new class: 1.0000 on 9'
         """
         old = counted(len(self.old_classes), "old class", "old classes")
-        if self.before is None or self.after is None:
+        if self.before is None or self.after is None or self.among_old is None:
             words = f"{old}: not tested, {self.why_not}"
         else:
             words = (
-                f"{old}: accuracy {self.before:.4f} before, {self.after:.4f} now ({self.after - self.before:+.4f}) on "
-                f"{counted(self.old_images, 'test image')}"
+                f"{old}: accuracy {self.before:.4f} before, {self.after:.4f} now ({self.among_old:.4f} among these "
+                f"alone) on {counted(self.old_images, 'test image')}"
             )
         if self.new is not None:
             words += (

@@ -58,12 +58,13 @@ def measure_growth(
         except UserError as error:
             log.warning("The old classes cannot be tested on the images of the earlier run: %s", error)
             why_not = "neither this data nor that of the earlier run has test images of them"
-    before = after = None
+    before = after = among_old = None
     if not why_not:
         earlier = copy.deepcopy(classifier)
         earlier.unfit()
         load_weights(earlier, start)
         before = _accuracy(earlier, tested, rows, classes=old)
+        among_old = _accuracy(classifier, tested, rows, classes=old)
         after = float(right_N[~is_new_N].double().mean()) if tested is source else _accuracy(classifier, tested, rows)
     counts = index.counts()["train"]
     return Growth(
@@ -74,6 +75,7 @@ def measure_growth(
         new_images=new_images,
         before=before,
         after=after,
+        among_old=among_old,
         new=float(right_N[is_new_N].double().mean()) if new_images else None,
         why_not=why_not,
     )

@@ -68,6 +68,7 @@ def test_old_and_new_accuracy_stand_side_by_side(place: Path, grown: Path) -> No
     assert growth["old_classes"] == ["1 cat", "2 dog", "10 owl"]
     assert growth["before"] == pytest.approx(results_of(place / "run")["test"]["acc"])
     assert (growth["rehearsed"], growth["old_images"], growth["new_images"]) == (True, 6, 4)
+    assert growth["after"] <= growth["among_old"]  # type: ignore[operator]
     right = growth["after"] * growth["old_images"] + growth["new"] * growth["new_images"]  # type: ignore[operator]
     assert right / 10 == pytest.approx(results_of(grown)["test"]["acc"])
 
@@ -92,7 +93,7 @@ def test_without_old_images_the_user_is_warned_and_the_first_runs_test_images_sh
     growth = results_of(tmp_path / "alone")["growth"]
     assert (growth["rehearsed"], growth["old_images"], growth["new_images"]) == (False, 6, 4)
     assert growth["before"] == pytest.approx(results_of(place / "run")["test"]["acc"])
-    assert f"growth: 3 old classes: accuracy {growth['before']:.4f} before, {growth['after']:.4f} now" in said.out
+    assert f"growth: 3 old classes: accuracy {growth['before']:.4f} before, {growth['after']:.4f} now (" in said.out
 
 
 def config_of(place: Path, *words: str, rename: str | None = None, run: str = "run") -> object:
