@@ -5,7 +5,11 @@
 The JPEGs and PNGs below FOLDER, again and again until there are that many, are written as a folder of classes and saved as a
 data set. Each turn is one epoch of training views at 224 pixels by the data module, of the folder and of the data set in turn,
 without loader processes (threads of this process read) and with two; the first turn warms up. Images a second, the median of the
-turns; the data set should be within 20 % of the folder. Not yet measured.
+turns; the data set should be within 20 % of the folder. 1,000 photographs, two cores on which others ran (load 8 to 11; the
+ratio is what holds), 2026-12-01:
+
+    0 loader processes: folder 236, data set 254: 1.08 of the folder's
+    2 loader processes: folder 215, data set 204: 0.95 of the folder's
 """
 
 import argparse
