@@ -277,7 +277,7 @@ def decode_opened(image: Opened, options: DecodeOptions, *, path: str, min_side:
             pixels = _pixels_of(image.load(), image, options)
         elif isinstance(image, JpegImagePlugin.JpegImageFile):
             pixels = _decode_jpeg(image, options, _scale_of(image, min_side))
-        elif options.rule.narrows_integers and is_deep_colour(image):
+        elif is_deep_colour(image) and (options.rule.narrows_integers or _has_clear_colour(image)):
             pixels = _decode_deep_colour(image, options)
             if isinstance(image, TiffImagePlugin.TiffImageFile):
                 return pixels  # upright already
@@ -453,15 +453,18 @@ def _pixels_of(samples: Samples, image: Opened, options: DecodeOptions) -> Pixel
     return pixels[..., None] if options.channels == 1 else pixels
 
 
+def _has_clear_colour(image: ImageFile.ImageFile) -> bool:
+    """Tell whether one colour of a PNG is transparent; of 16 bits, all of them must be compared."""
+    return isinstance(image.info.get("transparency"), tuple)
+
+
 def _scale_clear_level(image: PngImagePlugin.PngImageFile) -> None:
-    """Convert the transparent value of a PNG of fewer or more than 8 bits to the scale of Pillow's pixels."""
+    """Convert the transparent value of a PNG of fewer than 8 bits to the scale of Pillow's pixels."""
     level, raw_mode = image.info.get("transparency"), image.tile[0].args if image.tile else None
     if image.mode == "1" and level == 1:
         image.info["transparency"] = 255
     elif isinstance(level, int) and raw_mode in ("L;2", "L;4"):
         image.info["transparency"] = level * {"L;2": 85, "L;4": 17}[raw_mode]
-    elif isinstance(level, tuple) and raw_mode == "RGB;16B":
-        image.info["transparency"] = tuple(part >> 8 for part in level)
 
 
 def _as_array(image: Image.Image, options: DecodeOptions) -> Pixels:

@@ -89,3 +89,15 @@ def test_sets_that_use_all_bits_are_read_as_before():
     for given in (None, (0, 65535)):
         options = DecodeOptions(channels=3, integer_range=given)
         assert np.array_equal(decode_bytes(bytearray(png(whole[..., :3])), options, path=""), plain)
+
+
+def test_only_the_transparent_colour_itself_becomes_white_where_a_set_uses_all_bits():
+    samples = np.array([[[0, 0, 0], [255, 255, 255], [0, 0, 1], [40000, 300, 9]]], np.uint16)
+    plain = np.asarray(Image.open(io.BytesIO(png(samples))))
+    clear = bytearray(png(samples, png_chunk(b"tRNS", struct.pack(">HHH", 0, 0, 0))))
+    read = decode_bytes(clear, DecodeOptions(channels=3), path="x.png")
+    assert (read[0, 0] == 255).all()
+    assert np.abs(read[0, 1:].astype(int) - plain[0, 1:]).max() <= 1
+    grey = decode_bytes(clear, DecodeOptions(channels=1), path="x.png")
+    assert grey[0, 0, 0] == 255
+    assert grey[0, 1:3].max() <= 1
