@@ -142,6 +142,14 @@ def open_by_tifffile(data: bytes | bytearray, *, path: str) -> ArrayImage:
         ) from None
     pages = tifffile.TiffFile(BytesIO(data)).pages
     page: Any = pages[0]
+    # tifffile would fill these with zeros
+    empty = sum(not (start and count) for start, count in zip(page.dataoffsets, page.databytecounts, strict=False))
+    if empty:
+        raise UnreadableImage(
+            path,
+            f"It is damaged or sparse: of {len(page.dataoffsets)} strips or tiles, {empty} without pixels (offset or byte "
+            "count 0). Write it again with all pixels, for example with gdal_translate, or leave it out.",
+        )
     space_of = {0: "grey", 1: "grey", 2: "rgb", 3: "rgb", 5: "cmyk"}
     photometric, extra = int(page.photometric), [int(value) for value in page.extrasamples]
     colours = {"grey": 1, "rgb": 3, "cmyk": 4}.get(space_of.get(photometric, ""), 0)

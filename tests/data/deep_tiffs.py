@@ -84,6 +84,16 @@ def deep_tiffs() -> list[OddImage]:
     ]  # fmt: skip
 
 
+def _without_a_strip(data: bytes, tag: str) -> bytes:
+    """A file whose second strip has the offset or the byte count 0, where both are stored as 32 bits."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        entry = file.pages[0].tags[tag]
+        size = entry.dtype.value  # 3 are numbers of 16 bits, 4 of 32
+        width = {3: 2, 4: 4}[size]
+        at = entry.valueoffset + width
+    return data[:at] + bytes(width) + data[at + width :]
+
+
 def damaged_tiffs() -> list[OddImage]:
     """Files of kinds that tifffile reads, cut or with a hole."""
     noise = np.random.default_rng(0).integers(0, 65536, (60, 80, 3), np.uint16)
@@ -98,6 +108,15 @@ def damaged_tiffs() -> list[OddImage]:
             files.append(OddImage(f"tiff_16_{compression}_hole.tif", hole, reason="damaged"))
     eight = saved((noise >> 8).astype(np.uint8), "TIFF", compression="tiff_lzw")
     files.append(OddImage("tiff_8_lzw_hole.tif", eight[:4000] + bytes(500) + eight[4500:], reason="damaged"))
+    kinds = {
+        "planes_apart": _written(np.moveaxis(noise, 2, 0), photometric="rgb", planarconfig="separate", rowsperstrip=20),
+        "miniswhite": _written(noise[..., 0], photometric="miniswhite", rowsperstrip=20),
+        "uint32": _written(noise[..., 0].astype(np.uint32), photometric="minisblack", rowsperstrip=20),
+    }
+    for kind, whole in kinds.items():
+        files.append(OddImage(f"tiff_{kind}_cut.tif", whole[: len(whole) * 6 // 10], reason="damaged"))
+        for tag in ("StripOffsets", "StripByteCounts"):
+            files.append(OddImage(f"tiff_{kind}_no_{tag}.tif", _without_a_strip(whole, tag), reason="1 without pixels"))
     five = _written(np.zeros((9, 9, 5), np.uint8), photometric="minisblack", planarconfig="contig")
     files.append(OddImage("tiff_five_channels.tif", five, reason="It has 5 channels that are no colours"))
     return files
