@@ -43,7 +43,7 @@ SEPARATOR = "|"
 # column of the content hash, by which another run recognises an image: 32 hexadecimal digits
 CONTENT = "content"
 _CLASS_INDEX = "class_index"
-_FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "": 0}
+_FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _PART = 2**16
 _UNASSIGNED_WORDS = frozenset((*MISSING, "unassigned", "none"))
 
@@ -395,8 +395,11 @@ def _no_numbered_label(label: Any, number: Any) -> bool:
 
 
 def _flag(cell: Any, name: str, row: int, where: str) -> int:
-    if cell is None:
-        return 0
+    if is_missing(cell):
+        raise UserError(
+            f"{where}: column {name!r} must hold 0 or 1 in every row. It is empty in row {row}. Fill in 0 where the image does "
+            "not show it, or leave the row out where that is not known."
+        )
     text = str(cell).strip().lower()
     if text not in _FLAGS:
         raise UserError(f"{where}: column {name!r} must hold 0 or 1. Found {text!r} in row {row}. Correct it.")

@@ -72,7 +72,7 @@ def test_several_labels_stand_in_one_cell(tmp_path):
 
 
 def test_several_labels_stand_in_one_column_each_in_the_order_given(tmp_path):
-    rows = [("1.png", 1, 0), ("2.png", 0, "True"), ("3.png", "1.0", "")]
+    rows = [("1.png", 1, 0), ("2.png", 0, "True"), ("3.png", "1.0", "false")]
     table = write_table(tmp_path / "t.csv", rows, ("path", "zebra", "ant"))
     listing = read_manifest(table, columns=ManifestColumns(label_columns=["zebra", "ant"]))
     assert listing.classes == ("zebra", "ant")

@@ -107,7 +107,7 @@ READ = {
         ["1.png a+b", "2.png b"],
     ),
     "columns of flags": (
-        "path,a,b / 1.png,1,0 / 2.png,0,True / 3.png,1.0,",
+        "path,a,b / 1.png,1,0 / 2.png,0,True / 3.png,1.0,false",
         {"label_columns": ["a", "b"]},
         ["1.png a", "2.png b", "3.png a"],
     ),
@@ -202,6 +202,17 @@ REFUSED = {
     "no row": ("path,label", {}, "has no rows"),
     "no label at all": ("path,label,split / 1.png,,test / 2.png,,test", {}, "no labels found"),
     "one class": ("path,label / 1.png,a / 2.png,a ", {}, "Found only 'a'"),
+    "an empty flag": (
+        "path,a,b / 1.png,1,0 / 2.png,1,",
+        {"label_columns": ["a", "b"]},
+        r"column 'b' must hold 0 or 1 in every row\. It is empty in row 2\. Fill in 0",
+    ),
+    "a missing flag": ("path,a / 1.png,NaN", {"label_columns": ["a"]}, r"It is empty in row 1\."),
+    "Parquet with a null flag": (
+        {"path": ["1", "2"], "a": [1, None]},
+        {"label_columns": ["a"]},
+        r"It is empty in row 2\.",
+    ),
     "a flag that is none": ("path,a / 1.png,2", {"label_columns": ["a"]}, r"must hold 0 or 1\. Found '2' in row 1"),
     "Parquet of bytes": ({"path": ["1", "2"], "label": [b"a", b"b"]}, {}, "Row 1 holds bytes"),
     "Parquet of lists": ({"path": ["1", "2"], "label": [["a"], ["b"]]}, {}, "Row 1 holds a list"),
