@@ -11,6 +11,7 @@ In processes that have loaded torch, lossy WebP is decoded by torchvision: a fif
 """
 
 import importlib.util
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -84,6 +85,13 @@ _MOST_OF_A_PIXEL = 4
 
 _RANGES = ("integer_range", "float_range")
 
+# messages of decoders about whole files of kinds that they do not read, and what such a file is
+_UNSUPPORTED = (
+    (re.compile(r"cannot handle (12|16)-bit layers"), "a JPEG of {} bits"),
+    # JPEG, PNG and CMYK inside
+    (re.compile(r"Unsupported BMP compression \((4|5|11|12|13)\)"), "a BMP of the compression {}"),
+    (re.compile(r"Unsupported BMP (bitfields layout)"), "a BMP of an unusual {}"),
+)
 # messages of Pillow that mean nothing to a user
 _CLEARER = {"not identified by this driver": "its header gives no size"}
 _END_OF_JPEG = b"\xff\xd9"
@@ -543,6 +551,12 @@ def _file_of(image: ImageFile.ImageFile) -> BytesIO:
     return image.fp
 
 
+def _unsupported(error: Exception) -> str:
+    """Return what kind of file a decoder does not support, by its message; empty where the message tells of damage."""
+    found = ((pattern.search(str(error)), words) for pattern, words in _UNSUPPORTED)
+    return next((words.format(match[1]) for match, words in found if match), "")
+
+
 @contextmanager
 def _naming_damage(path: str) -> Iterator[None]:
     try:
@@ -550,5 +564,7 @@ def _naming_damage(path: str) -> Iterator[None]:
     except (UnreadableImage, MemoryError):  # the machine's memory is no fault of the file
         raise
     except Exception as error:  # decoders raise many types on damaged files; a bare crash would not name the file
+        if kind := _unsupported(error):
+            raise UnreadableImage(path, f"It is {kind}, which is not supported. {CONVERT}") from error
         words = first_line(error).rstrip(".")
         raise UnreadableImage(path, f"It is damaged or cut short: {_CLEARER.get(words, words)}.") from error

@@ -23,7 +23,8 @@ def open_dicom(data: bytes | bytearray, *, path: str) -> ArrayImage:
     """Read the header of a DICOM file.
 
     Raises:
-        UnreadableImage: pydicom is not installed, the file does not hold a picture, or it inflates to many times its size.
+        UnreadableImage: pydicom or a decoder that it needs is not installed, the file does not hold a picture, or it inflates
+            to many times its size.
     """
     try:
         import pydicom
@@ -36,6 +37,7 @@ def open_dicom(data: bytes | bytearray, *, path: str) -> ArrayImage:
     dataset = pydicom.dcmread(BytesIO(data))
     if "PixelData" not in dataset or "Rows" not in dataset:
         raise UnreadableImage(path, "It is a DICOM file without a picture.")
+    _check_decoder(dataset, path)
     number, shown = int(dataset.SamplesPerPixel), str(dataset.PhotometricInterpretation)
     shallow = _has_window(dataset) or int(dataset.BitsStored) <= 8
     return ArrayImage(
@@ -47,6 +49,37 @@ def open_dicom(data: bytes | bytearray, *, path: str) -> ArrayImage:
         channels=3 if shown == "PALETTE COLOR" else number,
         is_animated=int(dataset.get("NumberOfFrames") or 1) > 1,
     )
+
+
+def _check_decoder(dataset: Any, path: str) -> None:
+    """Refuse a file of a compression that pydicom cannot decode with the libraries that are installed.
+
+    Raises:
+        UnreadableImage: It is of one.
+    """
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import JPEGExtended12Bit
+
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if syntax is None:
+        return  # the decoder reports it
+    what = f"It is a DICOM file of the compression {syntax.name}"
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise UnreadableImage(
+            path, f"{what}, which is not supported. Convert it to an uncompressed DICOM file, or to PNG."
+        ) from None
+    # Pillow reads this compression at 8 bits only
+    eight_bits_only = (
+        syntax == JPEGExtended12Bit and int(dataset.BitsStored) > 8 and decoder.available_plugins == ("pillow",)
+    )
+    if eight_bits_only or not decoder.is_available:
+        raise UnreadableImage(
+            path,
+            f"{what}{f', {dataset.BitsStored} bits' * eight_bits_only}, which needs another decoder. Install it with: "
+            "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg, or convert the file to an uncompressed DICOM file.",
+        )
 
 
 def _check_inflation(data: bytes | bytearray, path: str) -> None:

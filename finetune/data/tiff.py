@@ -169,7 +169,7 @@ def open_by_tifffile(data: bytes | bytearray, *, path: str) -> ArrayImage:
     opacity = {1: "premultiplied", 2: "straight"}.get(extra[0], "") if extra and photometric != _PALETTE else ""
 
     def stored_values() -> npt.NDArray[Any]:
-        values: npt.NDArray[Any] = page.asarray()
+        values: npt.NDArray[Any] = _decoded(page, path)
         if number > 1 and page.planarconfig == 2:
             values = np.moveaxis(values, 0, -1)
         values = values.reshape(page.imagelength, page.imagewidth, number)
@@ -211,6 +211,26 @@ def open_by_tifffile(data: bytes | bytearray, *, path: str) -> ArrayImage:
         is_animated=len(pages) > 1,
         info={"icc_profile": profile} if isinstance(profile, bytes) else {},
     )
+
+
+def _decoded(page: Any, path: str) -> npt.NDArray[Any]:
+    """Return the sample values of a page of tifffile.
+
+    Raises:
+        UnreadableImage: Its compression is unknown to tifffile, or needs imagecodecs.
+    """
+    try:
+        values: npt.NDArray[Any] = page.asarray()
+    except (ImportError, NotImplementedError, ValueError) as error:
+        # tifffile tells by its words alone
+        if isinstance(error, ImportError) or "requires the 'imagecodecs' package" in str(error):
+            raise UnreadableImage(
+                path,
+                "It is a TIFF of a compression or packing that needs imagecodecs. Install it with: "
+                "pip install 'stagewise-finetune[tiff]', or convert the file to PNG.",
+            ) from None
+        raise
+    return values
 
 
 def _mode(page: Any, colours: int) -> str:

@@ -122,6 +122,42 @@ def test_a_tiff_of_a_compression_that_pillow_lacks_needs_tifffile(monkeypatch):
         decode_bytes(data.replace(none, other), DecodeOptions(), path="x.tiff")
 
 
+def test_a_tiff_that_needs_imagecodecs_says_so(tmp_path):
+    names = ("tiff_12_packed.tif", "tiff_uint16_big_lzw_miniswhite.tif")
+    for file in deep_tiffs():
+        if file.name in names:
+            write(tmp_path, file.name, file.data)
+    code = f"""if True:
+        import sys
+        sys.modules["imagecodecs"] = None
+        from finetune.data.decode import DecodeOptions, decode_file
+        for name in {names}:
+            try:
+                decode_file(name, DecodeOptions())
+            except ValueError as error:
+                print(error)
+    """
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert len(answer) == 2
+    assert all("needs imagecodecs. Install it with: pip install 'stagewise-finetune[tiff]'" in line for line in answer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored", "other", "words"),
+    [
+        ("JPEG", b"\xff\xc0\0\x0b\x08", b"\xff\xc1\0\x0b\x0c", "a JPEG of 12 bits"),
+        ("BMP", b"\x01\0\x08\0\0", b"\x01\0\x08\0\x05", "a BMP of the compression 5"),
+    ],
+)
+def test_a_kind_that_is_not_supported_is_not_called_damaged(kind, stored, other, words):
+    data = saved(picture()[..., 0], kind)
+    assert data.count(stored) == 1
+    with pytest.raises(UnreadableImage, match=rf"It is {words}, which is not supported\. Convert it to PNG or JPEG"):
+        decode_bytes(data.replace(stored, other), DecodeOptions(), path="x")
+
+
 def test_without_pillow_heif_the_way_to_read_heic_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     file = next(file for file in READABLE if file.name == "heic.heic")

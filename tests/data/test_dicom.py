@@ -5,12 +5,23 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from pydicom.encaps import encapsulate
+from pydicom.pixels import get_decoder
+from pydicom.uid import (
+    MPEG2MPML,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    SecondaryCaptureImageStorage,
+)
 
 from finetune.data.decode import DecodeOptions, decode_bytes
 from finetune.data.dicom import open_dicom
 from finetune.data.image_file import UnreadableImage
-from tests.data.odd_images import grey_picture, picture
+from tests.data.odd_images import grey_picture, picture, saved
 
 
 def dicom(values, *, photometric="MONOCHROME2", bits=None, syntax=ExplicitVRLittleEndian, **tags):
@@ -31,9 +42,23 @@ def dicom(values, *, photometric="MONOCHROME2", bits=None, syntax=ExplicitVRLitt
     dataset.PixelData = values.tobytes()
     for name, value in tags.items():
         setattr(dataset, name, value)
+    return written(dataset)
+
+
+def written(dataset):
     file = io.BytesIO()
     dataset.save_as(file, enforce_file_format=True)
     return file.getvalue()
+
+
+def compressed(frame, values, *, syntax, bits=None):
+    """A file whose picture is one compressed frame."""
+    dataset = pydicom.dcmread(io.BytesIO(dicom(values, bits=bits)))
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate([frame])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    return written(dataset)
 
 
 def shown(data):
@@ -111,3 +136,18 @@ def test_a_deflated_file_is_read_unless_it_grows_beyond_bounds(monkeypatch):
     monkeypatch.setattr(pydicom, "dcmread", lambda file: pytest.fail("it would be inflated whole"))
     with pytest.raises(UnreadableImage, match="deflated data set has more than 67,108,864 bytes"):
         open_dicom(bomb, path="x.dcm")
+
+
+def test_a_compression_is_read_or_the_decoder_that_it_needs_is_named():
+    grey = grey_picture()
+    frame = saved(grey, "JPEG", quality=95)
+    assert np.abs(shown(compressed(frame, grey, syntax=JPEGBaseline8Bit)).astype(int) - grey).max() <= 4
+    needs = r"which needs another decoder\. Install it with: pip install pylibjpeg "
+    for syntax in (JPEGLosslessSV1, JPEGLSLossless):
+        assert not get_decoder(syntax).is_available, "no extra of ours installs one"
+        with pytest.raises(UnreadableImage, match=rf"It is a DICOM file of the compression JPEG.*{needs}"):
+            shown(compressed(frame, grey, syntax=syntax))
+    with pytest.raises(UnreadableImage, match=rf"JPEG Extended.*, 12 bits, {needs}"):
+        shown(compressed(frame, grey.astype(np.uint16) * 16, syntax=JPEGExtended12Bit, bits=12))
+    with pytest.raises(UnreadableImage, match=r"the compression MPEG2 .* is not supported. Convert it to"):
+        shown(compressed(frame, grey, syntax=MPEG2MPML))
