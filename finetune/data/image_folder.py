@@ -176,11 +176,14 @@ class _FolderReader:
         names: dict[str, int] = {}  # class name -> number, in order of discovery
         numbers = [names.setdefault(one.name, len(names)) for one in class_folders]
         below, instead, lengths, example = 0, dict[str, str](), list[int](), ""
+        mostly_below: list[_ClassFolder] = []
         for one in class_folders:
             before = self.ignored.copy()
             images, deeper, first = self._add(one.folder)
             lengths.append(images)
             below += deeper
+            if deeper > images - deeper:
+                mostly_below.append(one)
             example = example or first
             if not images:
                 instead[one.name] = in_words((self.ignored - before).items(), 3)
@@ -188,8 +191,11 @@ class _FolderReader:
         self.ignored = +self.ignored
         if not sum(lengths):
             raise self._no_images()
+        strays = False
+        if self.layout == "auto" and below > sum(lengths) - below:
+            strays = self._look_past_strays(mostly_below)
         if below:
-            self._note_images_below(below, example, sum(lengths))
+            self._note_images_below(below, example, sum(lengths), strays=strays)
         for one, images in zip(class_folders, lengths, strict=True):
             if images:
                 instead.pop(one.name, None)  # another split has images of this class
@@ -354,6 +360,26 @@ class _FolderReader:
             raise UserError(f"{self.name}: {text}. {remedy}")
         self.problems.append(DataProblem(kind="one folder too high", severity="error", text=text, remedy=remedy))
 
+    def _look_past_strays(self, folders: list[_ClassFolder]) -> bool:
+        """Return whether some of these folders, whose images mostly lie deeper, hold a few images of their own.
+
+        Such stray images hide from the first look that the folders below may be the classes.
+
+        Raises:
+            UserError: The folders can be read both ways.
+        """
+        beside: dict[str, dict[str, list[str]]] = {}
+        strays = False
+        for one in folders:
+            parent, name = os.path.split(one.folder)
+            if one.split in (UNASSIGNED, SPLITS.index("train")):
+                beside.setdefault(parent, {})[name] = self._folders_in(one.folder)
+                strays = strays or self._first_look(one.folder)[0]
+        if strays:
+            for parent, nested in beside.items():
+                self._refuse_shared_folders(parent, nested)
+        return strays
+
     def _refuse_two_readings(self, parent: str, looks: dict[str, tuple[bool, list[str]]]) -> None:
         """Refuse folders without images whose sub-folders have the same names: either level may be the classes.
 
@@ -361,6 +387,29 @@ class _FolderReader:
             UserError: The folders can be read both ways.
         """
         nested = {name: inside for name, (holds_images, inside) in looks.items() if not holds_images and inside}
+        self._refuse_shared_folders(parent, nested)
+        where = f"{parent}/" if parent else ""
+        if len(nested) == len(looks) and nested and all(len(inside) > 1 for inside in nested.values()):
+            first = next(iter(nested))
+            lower = natural_order({name for inside in nested.values() for name in inside})
+            folders = ",".join(os.path.join(self.root, parent, name) for name in list(nested)[:3])
+            folders += "" if len(nested) < 4 else ",..."
+            self.problems.append(
+                DataProblem(
+                    kind="one folder too high",
+                    severity="warning",
+                    text=f"all images lie two folders down: {where}{first}/{nested[first][0]} is counted as class {first!r}",
+                    remedy=f"If the classes are {shortened(lower)}, give the folders above them: "
+                    f"data.root=[{folders}].",
+                )
+            )
+
+    def _refuse_shared_folders(self, parent: str, nested: dict[str, list[str]]) -> None:
+        """Refuse folders whose images lie in sub-folders of the same names.
+
+        Raises:
+            UserError: The folders can be read both ways.
+        """
         times = Counter(folder for inside in nested.values() for folder in inside)
         shared = natural_order(folder for folder, count in times.items() if count > 1)
         where = f"{parent}/" if parent else ""
@@ -373,22 +422,9 @@ class _FolderReader:
                 else f"give the folders above them, data.root=[{folders}], or name these after splits: train, val, test"
             )
             raise UserError(
-                f"{self.name}: can be read in two ways. {where}{shortened(upper)} hold no image, and share the folders "
+                f"{self.name}: can be read in two ways. {where}{shortened(upper)} hold few images or none, and share the folders "
                 f"{shortened(shared)}. If {shortened(shared)} are the classes, {lower}. If {shortened(upper)} are the classes, "
                 f"set data.layout={'splits' if parent else 'classes'}."
-            )
-        if len(nested) == len(looks) and nested and all(len(inside) > 1 for inside in nested.values()):
-            first = next(iter(nested))
-            folders = ",".join(os.path.join(self.root, parent, name) for name in list(nested)[:3])
-            folders += "" if len(nested) < 4 else ",..."
-            self.problems.append(
-                DataProblem(
-                    kind="one folder too high",
-                    severity="warning",
-                    text=f"all images lie two folders down: {where}{first}/{nested[first][0]} is counted as class {first!r}",
-                    remedy=f"If the classes are {shortened(natural_order(times))}, give the folders above them: "
-                    f"data.root=[{folders}].",
-                )
             )
 
     def _report_beside(self, names: list[str]) -> None:
@@ -439,10 +475,18 @@ class _FolderReader:
         there = f" It holds {in_words(others)}." if others else ""
         return UserError(f"{self.name}: no images found. Looked for {patterns} in {below}.{there}{hint}")
 
-    def _note_images_below(self, below: int, example: str, images: int) -> None:
+    def _note_images_below(self, below: int, example: str, images: int, *, strays: bool) -> None:
         share = "all images" if below == images else f"{below:,} images"
         text = f"{share} lie in folders below class folders, such as {example}, and are counted in those classes"
-        self._note("images below class folders", text, "Nothing to do if the upper folders are the classes.")
+        remedy = "Nothing to do if the upper folders are the classes."
+        if strays:
+            remedy = (
+                "If the upper folders are the classes, set data.layout=classes; if the lower ones are, move them up."
+            )
+        severity: Literal["warning", "note"] = "warning" if strays else "note"
+        self.problems.append(
+            DataProblem(kind="images below class folders", severity=severity, text=text, remedy=remedy)
+        )
 
     def _note(self, kind: str, text: str, remedy: str) -> None:
         self.problems.append(DataProblem(kind=kind, severity="note", text=text, remedy=remedy))

@@ -133,7 +133,12 @@ def test_a_folder_is_read_as_a_person_would(tmp_path, case):
 
 REFUSED = {
     "folds": ("fold1/a*1 fold1/b*1 fold2/a*1 fold2/b*1", "two ways.*data.root=.*fold1.*data.layout=classes"),
-    "parts": ("north/a*1 north/b*1 south/a*1 south/b*1", "two ways.*north, south hold no image.*share the folders a, b"),
+    "parts": ("north/a*1 north/b*1 south/a*1 south/b*1", "two ways.*south hold few images or none.*share the folders a, b"),
+    "parts with a stray image each": (
+        "siteA*1 siteA/cat*2 siteA/dog*2 siteB*1 siteB/cat*2 siteB/dog*2",
+        "two ways.*siteA, siteB.*share the folders cat, dog.*data.layout=classes",
+    ),
+    "parts with one stray image in a split": ("train/x*1 train/x/a*1 train/x/b*1 train/y/a*1 train/y/b*1", "data.layout=splits"),
     "data sets with splits": ("x/train/a*1 x/train/b*1 y/train/a*1 y/train/b*1 y/test/a*1", "two ways.*share the folders train"),
     "images and masks": ("images/a*1 images/b*1 masks/a*1 masks/b*1", "two ways"),
     "years below classes": ("cat/2020*1 cat/2021*1 dog/2020*1", "two ways"),
@@ -174,6 +179,7 @@ SETTLED = {
     "classes that share folders": ("classes", "cat/2020*1 cat/2021*1 dog/2020*1", {"cat": 2, "dog": 1}),
     "classes with the names of splits": ("classes", "train/a*1 test/a*1", {"train": 1, "test": 1}),
     "a class train": ("classes", "train/steam*1 car*2", {"train": 1, "car": 2}),
+    "parts with a stray image": ("classes", "x*1 x/a*1 x/b*1 y/a*1 y/b*1", {"x": 3, "y": 2}),
     "a split beside others": ("splits", "train/steam*1 train/diesel*1 car*2", {"train steam": 1, "train diesel": 1}),
     "a split of parts": ("splits", "train/x/a*1 train/x/b*1 train/y/a*1", {"train x": 2, "train y": 1}),
 }
@@ -200,6 +206,7 @@ WARNED = {
     "folders beside the splits": ("train/a*1 train/b*1 val/a*1 c*3 d*4", "folders beside the splits", "2 folders with 7 images"),
     "a split of loose images": ("train/a*1 train/b*1 test*5", "split without classes", "it is not used; 5 images"),
     "one folder too high": ("pets/cat*1 pets/dog*1 cars/vw*1 cars/bmw*1", "one folder too high", "cars/"),
+    "stray images above": ("pets*1 pets/cat*3 pets/dog*3 cars/vw*3", "images below class folders", "9 images lie in folders"),
     "one folder too high in a split": (
         "train/pets/cat*1 train/pets/dog*1 train/cars/vw*1 train/cars/bmw*1",
         "one folder too high",
