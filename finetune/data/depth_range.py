@@ -3,6 +3,9 @@
 Integers that are never negative use the smallest of 8, 10, 12, 14 and 16 bits that holds the largest value: 12 for a 12-bit
 camera that writes 16-bit files. Floating point uses the smallest of 0..1, 0..255 and 0..65535 that holds all but the darkest
 and the brightest thousandth of each image, within 1%. All other values use the minimum and maximum of the data set.
+
+Integers keep their brightest pixels, which may be meant. Where all but the brightest thousandth of each image use less than a
+quarter of the range, a few hot pixels or a scale bar may have chosen it: a warning names the setting without them.
 """
 
 from dataclasses import dataclass, replace
@@ -26,17 +29,21 @@ class Measured:
         images: Number of images.
         low: Smallest value.
         high: Largest value.
+        most: Largest value without the brightest thousandth of each image.
     """
 
     images: int
     low: float
     high: float
+    most: float
 
 
 def measured(facts: Facts, kind: str) -> Measured | None:
     """Return the value range of the high-bit-depth images of a kind, ``integer`` or ``float``; None if there are none."""
     rows = facts.table[(facts.table["deep"] == SAMPLE_KINDS.index(kind)) & (facts.table["problem"] == 0)]
-    return Measured(len(rows), float(rows["low"].min()), float(rows["high"].max())) if len(rows) else None
+    if not len(rows):
+        return None
+    return Measured(len(rows), float(rows["low"].min()), float(rows["high"].max()), float(rows["most"].max()))
 
 
 def with_ranges(decode_options: DecodeOptions, facts: Facts) -> tuple[DecodeOptions, tuple[str, ...]]:
@@ -87,7 +94,18 @@ def _note(numbers: Measured, kind: str, chosen: Range, *, given: bool) -> str:
     if used < _FEW:
         whole = f"warning: {whole} The images use only {max(used, 0):.1%} of that range, so they are nearly flat."
         return f"{whole} Set {setting}, or data.high_depth=stretch for a range of each image."
-    if depth and given and numbers.high > white / _FEW:
+    if kind == "integer" and white > black and numbers.most - max(numbers.low, black) < _FEW * (white - black):
+        fitting = [bits for bits in BIT_DEPTHS if numbers.most < 2**bits]
+        better = (
+            f"data.bit_depth={fitting[0]}"
+            if numbers.low >= 0 and fitting
+            else f"data.integer_range=[{numbers.low:.0f},{numbers.most:.0f}]"
+        )
+        few = (
+            f"All but the brightest thousandth of each image is at most {numbers.most:g}, so most of the range is left"
+        )
+        return f"warning: {whole} {few} to a few bright pixels. If they do not matter, set {better}."
+    if depth and given and numbers.most > white / _FEW:
         lost = f"All values above {white:g} become white, up to {numbers.high:g}."
         return f"warning: {whole} {lost} Leave {setting} and data.bit_depth out, and the range is measured."
     return whole

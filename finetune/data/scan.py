@@ -60,6 +60,8 @@ FACT_TYPE = np.dtype(
         ("deep", np.uint8),
         ("low", np.float64),
         ("high", np.float64),
+        # value that all but the brightest thousandth of the numbers do not exceed
+        ("most", np.float64),
     ]
 )
 
@@ -71,7 +73,8 @@ _LOOK_AT = 32
 _FILES_A_TASK = 32
 _CHUNK = 1024
 _MOST_CHANNELS = np.iinfo(np.uint16).max
-# share of the darkest and of the brightest pixels in floating point that is ignored: filters overshoot, sensors have hot pixels
+# share of the brightest numbers, of floating point also of the darkest, that is left out: filters overshoot, sensors have hot
+# pixels
 _OUTLIERS = 0.001
 
 
@@ -221,14 +224,16 @@ def facts_of_bytes(data: bytearray, row: Table, *, path: str, max_pixels: int) -
     # a PNG may state its orientation behind its pixels; Pillow turns a TIFF upright as it loads it, and takes the tag away
     stated_behind = image.format == "PNG"
     row["orientation"] = 1 if stated_behind else orientation_of(image)
-    row["profile"] = not is_srgb(image.info.get("icc_profile") or b"")
+    # of one channel of more than 8 bits, it is ignored
+    followed = image.mode not in ("I", "F") and not image.mode.startswith("I;16")
+    row["profile"] = followed and not is_srgb(image.info.get("icc_profile") or b"")
     grey = decode_grey(image, max_pixels=max_pixels, path=path, min_side=_LOOK_AT)
     row["looks"], row["darkest"], row["brightest"] = looks(grey), grey.min(), grey.max()
     if stated_behind:
         row["orientation"] = orientation_of(image)
     numbers = _colour_numbers(data, path) if deep_colour else numbers_of(image)
     if numbers is not None:
-        row["deep"], row["low"], row["high"] = _extent(numbers)
+        row["deep"], row["low"], row["high"], row["most"] = _extent(numbers)
     row["several"] = _holds_several(image)
 
 
@@ -247,15 +252,21 @@ def _colour_numbers(data: bytearray, path: str) -> npt.NDArray[Any]:
     return samples.values_HWS[..., : samples.colours]
 
 
-def _extent(numbers: npt.NDArray[Any]) -> tuple[int, float, float]:
-    """Return the kind of an image's numbers, their smallest and their largest, without outliers in floating point."""
+def _extent(numbers: npt.NDArray[Any]) -> tuple[int, float, float, float]:
+    """Return the kind of an image's numbers, their smallest, their largest, and the largest without outliers.
+
+    Of floating point, the smallest and the largest leave outliers out too.
+    """
     if numbers.dtype.kind != "f":
-        return SAMPLE_KINDS.index("integer"), float(numbers.min()), float(numbers.max())
+        place = numbers.size - 1 - int(_OUTLIERS * (numbers.size - 1))
+        most = np.partition(numbers, place, axis=None)[place]
+        return SAMPLE_KINDS.index("integer"), float(numbers.min()), float(numbers.max()), float(most)
     finite = np.sort(numbers[np.isfinite(numbers)], axis=None)
     if not finite.size:
-        return 0, 0.0, 0.0
+        return 0, 0.0, 0.0, 0.0
     spare = int(_OUTLIERS * (finite.size - 1))
-    return SAMPLE_KINDS.index("float"), float(finite[spare]), float(finite[-1 - spare])
+    high = float(finite[-1 - spare])
+    return SAMPLE_KINDS.index("float"), float(finite[spare]), high, high
 
 
 def _holds_several(image: Opened) -> bool:

@@ -33,7 +33,7 @@ from finetune.safe_files import check_zip, open_regular, parse_json
 log = logging.getLogger(__name__)
 
 # increase it when the meaning of a fact changes, so that old files are not read
-_VERSION = 10
+_VERSION = 11
 _SETTLED_NS = 2_000_000_000
 
 # hash of the path, size in bytes, times of modification and of change of status in ns, inode

@@ -94,6 +94,24 @@ def test_one_sparkling_pixel_darkens_no_floating_point_picture(tmp_path):
     assert all(100 < source.read(row).float().mean() < 155 for row in range(len(source.index)))
 
 
+def test_a_hot_pixel_that_widens_the_range_of_integers_is_warned_of(tmp_path):
+    generator = np.random.default_rng(0)
+    for number in range(4):
+        path = tmp_path / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        values = generator.integers(0, 4096, (40, 40, 1)).astype(np.uint16)
+        values[0, 0] = 65535 if number == 0 else 9
+        path.write_bytes(png(values))
+    source = folder_source(root=str(tmp_path))
+    assert source.decode_options.integer_range == (0, 65535)
+    note = next(note for note in source.index.notes if "more than 8 bits" in note)
+    assert note.startswith("warning: ")
+    assert "so most of the range is left to a few bright pixels. If they do not matter, set data.bit_depth=12." in note
+    # what the warning says to set brings no other warning
+    as_told = folder_source(root=str(tmp_path), decode_options=DecodeOptions(integer_range=(0, 4095)))
+    assert not any("warning: " in note and "more than 8 bits" in note for note in as_told.index.notes)
+
+
 def test_signed_numbers_share_one_range_over_the_set(tmp_path):
     source = folder_source(
         root=write_floats(tmp_path, [np.full((8, 8), value) for value in (-1000.0, 0.0, 1000.0, 0.0)])

@@ -1,3 +1,4 @@
+import io
 import os
 import shutil
 import subprocess
@@ -14,13 +15,13 @@ from finetune.data.image_file import UnreadableImage, content_hash
 from finetune.data.image_folder import list_training_folders
 from finetune.data.path_table import path_table
 from finetune.data.perceptual_hash import distance, looks
-from finetune.data.scan import facts_of_arrays, scan_files
+from finetune.data.scan import FACT_TYPE, facts_of_arrays, facts_of_bytes, scan_files
 from finetune.data.scan_cache import cached_facts
 from finetune.data.sources.manifest import manifest_source
 from finetune.errors import FileError, UserError
 from tests.data.folders import write_folder, write_image
 from tests.data.odd_images import picture, saved, stored_for
-from tests.data.raw_formats import exif, png, tiff
+from tests.data.raw_formats import exif, icc_profile, png, tiff
 
 
 def settle(folder):
@@ -305,3 +306,13 @@ def test_a_path_with_a_null_byte_is_told_as_an_unreadable_file(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"path": paths, "label": ["a", "a", "b", "b", "b"]}), table)
     with pytest.raises(UserError, match="1 file cannot be read"):
         manifest_source(path=str(table))
+
+
+@pytest.mark.parametrize(("kind", "followed"), [(np.uint8, True), (np.uint16, False)])
+def test_a_profile_counts_only_where_it_is_followed(kind, followed):
+    values = np.arange(64, dtype=kind).reshape(8, 8)
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "PNG", icc_profile=icc_profile("GRAY", gamma=1))
+    row = np.zeros(1, FACT_TYPE)
+    facts_of_bytes(bytearray(file.getvalue()), row, path="x.png", max_pixels=100)
+    assert row["profile"][0] == followed
