@@ -41,7 +41,7 @@ def test_small_images_are_said_to_be_enlarged_and_reduced_to_one_position() -> N
     )
     assert "8 x 8 pixels, is enlarged 4.5 times" in enlarged
     assert "1 x 1" in point
-    assert "input.size=64" in point
+    assert "input.size=128" in point
 
 
 def test_ordinary_photographs_need_one_line() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from finetune.config.schema import InputConfig
 from finetune.data.evaluation_pixels import resize_target
+from finetune.data.input_size import ENOUGH_PX
 from finetune.input_spec import InputSpec
 from finetune.models.adaptations import ADAPTATIONS, PRETRAINED_CHANNELS
 from finetune.models.modes import evaluating
@@ -46,7 +47,7 @@ def input_lines(classifier: "Classifier", sizes: Mapping[str, Sequence[int]]) ->
     if max(spec.size) <= _SMALL_PX and last_map(classifier) == (1, 1):
         lines.append(
             f"input: at this size the last feature map is 1 x 1, so the last stage has no spatial context. "
-            f"input.size={2 * height} gives it some."
+            f"input.size={max(ENOUGH_PX, 4 * height)} gives it some."
         )
     return lines
 

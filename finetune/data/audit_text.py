@@ -6,6 +6,7 @@ import numpy as np
 
 from finetune.data.audit import Audit
 from finetune.data.index import SPLITS
+from finetune.data.input_size import proposed_size
 from finetune.errors import shortened
 
 # above this number of classes the table shows only the largest and the smallest
@@ -106,7 +107,9 @@ def _class_table(audit: Audit) -> str:
 
 def _about_images(audit: Audit) -> list[str]:
     modes = ", ".join(f"{name or 'in memory'} {count:,}" for name, count in audit.modes.items())
-    return [_sizes(audit), f"formats: {modes}"]
+    size = proposed_size(audit.sizes)
+    proposal = [] if size is None else [f"input.size={size[0]} to start from: {size[1]}"]
+    return [_sizes(audit), *proposal, f"formats: {modes}"]
 
 
 def _sizes(audit: Audit) -> str:

@@ -10,13 +10,12 @@ from finetune.data.audit import IMBALANCED, Audit
 from finetune.data.column_names import likely_column
 from finetune.data.guess_groups import guess_groups
 from finetune.data.image_source import Source
+from finetune.data.input_size import proposed_size
 from finetune.data.joined_labels import separator_of
 
 # a run should have this many steps per epoch, or batch statistics and the learning-rate schedule become coarse
 _STEPS = 8
 _USUAL_BATCH = 32
-# images of a shorter side below this, in pixels, are enlarged a lot by the usual 224
-_SMALL_PX = 96
 # names of columns that say which images belong together
 _GROUPS = ("patient", "subject", "video", "plate", "slide", "animal", "case", "group", "site", "donor", "person")
 
@@ -105,14 +104,8 @@ def settings_of_images(source: Source, found: Audit) -> list[Proposal]:
     """
     index = source.index
     proposals: list[Proposal] = []
-    side = min(found.sizes["width"][1], found.sizes["height"][1])
-    if side < _SMALL_PX:
-        size = max(32, -(-side // 32) * 32)
-        reason = (
-            f"the median image is {side} pixels on its shorter side. {size} is the next multiple of 32; larger inputs cost "
-            "time and hold no more. Pretrained weights expect more: compare with 224."
-        )
-        proposals.append(Proposal(key="input.size", value=size, reason=reason))
+    if (size := proposed_size(found.sizes)) is not None:
+        proposals.append(Proposal(key="input.size", value=size[0], reason=size[1]))
     train = found.split_images["train"]
     if train < _STEPS * _USUAL_BATCH:
         batch = max(2, 1 << max(train // _STEPS, 1).bit_length() - 1)

@@ -31,7 +31,7 @@ def test_what_it_writes_for_small_grey_imbalanced_images_trains(
     written = (tmp_path / "plates.yaml").read_text()
     values = yaml.safe_load(written)
     assert values["data"] == {"root": str(tmp_path / "plates"), "batch_size": 4}
-    assert values["input"] == {"size": 32}
+    assert values["input"] == {"size": 128}
     assert values["loss"] == {"class_weights": "balanced"}
     assert values["monitor"] == "val/f1_macro"
     # each has its reason above it
