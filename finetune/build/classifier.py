@@ -170,12 +170,12 @@ def _load_head(
     from finetune.models.chunks import run_in_chunks
     from finetune.models.imprinting import merged_names
     from finetune.models.modes import evaluating
-    from finetune.models.weights import hash_of_backbone, load_head, read_metadata
+    from finetune.models.weights import hash_of_backbone, head_classes, load_head
 
     given, index = Path(str(config.head.weights)), source.index
     imprinted: dict[str, int] = {}
     file = _head_file(given)
-    old = list((read_metadata(file) or {}).get("classes", ())) if file.suffix == ".safetensors" else []
+    old = head_classes(file)
     old_names = {config.data.rename.get(name, name) for name in old}
 
     def embed(images_BCHW: torch.Tensor) -> torch.Tensor:

@@ -299,24 +299,29 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def read_metadata(path: str | Path) -> dict[str, Any] | None:
+def read_metadata(path: str | Path, *, name: str | None = None) -> dict[str, Any] | None:
     """Read the ``finetune`` entry of a safetensors file; return None if it has none.
+
+    Args:
+        path: Path of the file.
+        name: What messages call it; None for the path.
 
     Raises:
         UserError: The file is not a safetensors file, or comes from a newer format.
     """
-    check_safetensors(path, name=f"'{path}'")
+    name = name or f"'{path}'"
+    check_safetensors(path, name=name)
     try:
         with safe_open(path, framework="pt") as file:
             entry = (file.metadata() or {}).get(METADATA_KEY)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"'{path}': not a safetensors file. {error}.") from None
+        raise UserError(f"{name}: not a safetensors file. {error}.") from None
     if entry is None:
         return None
-    metadata: dict[str, Any] = parse_json(entry, dict, name=f"'{path}'")
+    metadata: dict[str, Any] = parse_json(entry, dict, name=name)
     version = metadata.get("format")
     if version != FORMAT_VERSION:
-        raise UserError(f"'{path}': written in format {version}. This version reads {FORMAT_VERSION}. Update finetune.")
+        raise UserError(f"{name}: written in format {version}. This version reads {FORMAT_VERSION}. Update finetune.")
     return metadata
 
 
@@ -379,6 +384,26 @@ def save_backbone(
     save_tensors(path, state, metadata=metadata)
 
 
+def head_classes(path: str | Path) -> list[str]:
+    """Return the classes of a head in a file.
+
+    Raises:
+        UserError: The file does not hold a head.
+    """
+    classes: list[str] = _head_metadata(path, name=f"head.weights='{path}'")["classes"]
+    return classes
+
+
+def _head_metadata(path: str | Path, *, name: str) -> Mapping[str, Any]:
+    metadata = read_metadata(path, name=name)
+    if metadata is None or metadata.get("kind") != "head":
+        raise UserError(f"{name}: not a head. Make one with `finetune export RUN --format head`.")
+    need(metadata, {"head": dict, "classes": list, "backbone_hash": str}, name=name)
+    if not all(isinstance(one, str) for one in metadata["classes"]):
+        raise UserError(f"{name}: damaged. Its classes must be names.")
+    return metadata
+
+
 def load_head(
     path: str | Path,
     *,
@@ -405,12 +430,8 @@ def load_head(
             labels, or it needs a user-supplied class that was not given.
     """
     name = f"head.weights='{path}'"
-    check_safetensors(path, name=name)
-    metadata = read_metadata(path)
-    if metadata is None or metadata.get("kind") != "head":
-        raise UserError(f"{name}: not a head. Make one with `finetune export RUN --format head`.")
-    need(metadata, {"head": dict, "classes": list, "backbone_hash": str}, name=name)
-    names = [(rename or {}).get(name, name) for name in metadata["classes"] if isinstance(name, str)]
+    metadata = _head_metadata(path, name=name)
+    names = [(rename or {}).get(name, name) for name in metadata["classes"]]
     grows = names != list(classes) and features_of is not None and set(names) <= set(classes)
     if names != list(classes) and not grows:
         trained_classes, given_classes = metadata["classes"], list(classes)

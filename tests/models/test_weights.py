@@ -15,6 +15,7 @@ from finetune.models.build import build_backbone
 from finetune.models.heads import build_head
 from finetune.models.weights import (
     fit_state_dict,
+    head_classes,
     load_head,
     load_state_dict_file,
     save_backbone,
@@ -202,6 +203,10 @@ def test_a_file_that_holds_no_head_is_refused_as_one(tmp_path: Path) -> None:
             load_head(tmp_path / f"{name}.safetensors", backbone_hash="a", classes=("a", "b"))
     with pytest.raises(UserError, match=r"no such file"):
         load_head(tmp_path / "absent.safetensors", backbone_hash="a", classes=("a", "b"))
+    damaged = {"format": 1, "kind": "head", "head": {}, "classes": [["a"], 7], "backbone_hash": "a"}
+    save_tensors(tmp_path / "damaged.safetensors", STATE, metadata=damaged)
+    with pytest.raises(UserError, match=r"head\.weights='.*damaged\.safetensors': damaged. Its classes must be names"):
+        head_classes(tmp_path / "damaged.safetensors")
 
 
 def test_a_file_of_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
